@@ -1,0 +1,137 @@
+"""What each `--mode` of run.py does, in words and in order; prints what a person wants to see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+
+from jras_jax import config as configs
+from jras_jax import dataset
+from jras_jax.config import Config
+from jras_jax.data import PHASES, STRUCTURES
+from jras_jax.errors import UserError
+
+
+def train_mode(
+    mode: str,
+    config_file: str,
+    workdir: str | None,
+    overrides: tuple[str, ...],
+    build: dataset.Build,
+    no_report: bool,
+) -> int:
+    """Trains (or pre-trains the retriever), then evaluates and reports; returns the exit status."""
+    config = configs.parse(configs.override(configs.load(config_file), overrides))
+    folder = pathlib.Path(workdir or f"runs/{config.name}")
+    enable_compilation_cache(config)
+    start = time.monotonic()
+    if mode == "pretrain_retriever":
+        from jras_jax.training import pretrain
+
+        written = pretrain.pretrain_retriever(config, folder, build)
+        say(f"retriever: {written}\nuse it with --config.retriever.init_from={folder}")
+        return 0
+    from jras_jax.training import loop
+
+    if config.train.with_baseline and not config.retrieval.enabled:
+        raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
+    loop.train(config, folder, build)
+    if config.train.with_baseline:
+        loop.train(baseline_of(config), folder / "baseline", build)
+    if no_report:
+        return 0
+    _evaluate_and_report(folder, build, ())
+    say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
+    return 0
+
+
+def evaluate_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build) -> int:
+    """Evaluates a run (and the baseline inside it, where there is one) and writes the report."""
+    folder = pathlib.Path(workdir)
+    enable_compilation_cache(None)
+    _evaluate_and_report(folder, build, overrides)
+    return 0
+
+
+def predict_mode(workdir: pathlib.Path, source: str, output: str, gallery: str | None, overrides: tuple[str, ...]) -> int:
+    """Segments scans."""
+    from jras_jax import predict
+
+    enable_compilation_cache(None)
+    written = predict.predict(workdir, source, output, gallery=gallery, overrides=overrides)
+    say(f"{len(written)} masks in {output}")
+    return 0
+
+
+def baseline_of(config: Config) -> Config:
+    """The same run without retrieval."""
+    off = dataclasses.replace(config.retrieval, enabled=False)
+    alone = dataclasses.replace(config.train, with_baseline=False)
+    return dataclasses.replace(config, name=f"{config.name}_baseline", retrieval=off, train=alone)
+
+
+def enable_compilation_cache(config: Config | None) -> None:
+    """Keeps compiled programs between starts, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = pathlib.Path("~/.cache/jras_jax/compiled").expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # a read-only home: compile anew each time
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def say(text: str) -> None:
+    """Prints on the first host."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _evaluate_and_report(folder: pathlib.Path, build: dataset.Build, overrides: tuple[str, ...]) -> None:
+    from jras_jax import evaluate, report
+
+    quiet = jax.process_index() != 0
+    summary = evaluate.evaluate(folder, build, overrides, quiet)
+    baseline = None
+    if (folder / "baseline" / "config.json").is_file():
+        baseline = evaluate.evaluate(folder / "baseline", build, overrides, quiet)
+    if jax.process_index() != 0:
+        return
+    print_table(summary, baseline)
+    for warning in summary["warnings"]:
+        say(f"note: {warning}")
+    page = report.write_report(folder, baseline_dir=folder / "baseline" if baseline else None)
+    say(f"scores: {folder / 'evaluation' / 'summary.json'}\nreport: {page}")
+
+
+def print_table(summary: dict[str, Any], baseline: dict[str, Any] | None) -> None:
+    """Dice per structure and phase, with and without retrieval."""
+    enabled = summary["gallery"]["enabled"]
+    table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} patients, 3-D per volume")
+    table.add_column("structure")
+    table.add_column("phase")
+    table.add_column("with retrieval" if enabled else "without retrieval", justify="right")
+    if baseline:
+        table.add_column("without", justify="right")
+    number = lambda s, k: f"{s['by'][k]['dice']:.4f}" if k in s["by"] else "-"  # noqa: E731
+    for structure in STRUCTURES:
+        for phase in PHASES:
+            key = f"{structure}/{phase}"
+            table.add_row(structure, phase, number(summary, key), *([number(baseline, key)] if baseline else []))
+    table.add_section()
+    mean = [f"{s['mean']['dice']:.4f}" for s in (summary, baseline) if s]
+    table.add_row("mean", "", *mean)
+    rich.console.Console(width=90).print(table)
+
+
+def read_summary(folder: pathlib.Path) -> dict[str, Any]:
+    """A run's evaluation/summary.json."""
+    return json.loads((folder / "evaluation" / "summary.json").read_text())

@@ -1,0 +1,93 @@
+"""Augmentation of slices in JAX, inside the train step: one affine warp and a few intensity changes per slice."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Ranges(Protocol):
+    """The ranges of `config.augment`; see configs/common.py for the units."""
+
+    enabled: bool
+    rotate_deg: float
+    scale: float
+    shift: float
+    flip: bool
+    gamma: float
+    contrast: float
+    brightness: float
+    noise_std: float
+    probability: float
+
+
+def augment(key: jax.Array, images: jax.Array, masks: jax.Array, ranges: Ranges) -> tuple[jax.Array, jax.Array]:
+    """Random geometry and intensity, a different draw for each slice.
+
+    Args:
+      key: PRNG key.
+      images: (B, S, S) float32 in [0, 1].
+      masks: (B, S, S) integer labels; warped by nearest neighbour.
+      ranges: what to draw from.
+
+    Returns:
+      Images (B, S, S) float32 in [0, 1] and masks (B, S, S), equal to the input where `ranges.enabled` is False.
+    """
+    if not ranges.enabled:
+        return images, masks
+    keys = jax.random.split(key, images.shape[0])
+
+    def one(key: jax.Array, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        geometry, intensity = jax.random.split(key)
+        image, mask = _warp(image, mask, *_affine(geometry, image.shape[0], ranges))
+        return _intensity(intensity, image, ranges), mask
+
+    return jax.vmap(one)(keys, images, masks)
+
+
+def _affine(key: jax.Array, size: int, r: Ranges) -> tuple[jax.Array, jax.Array]:
+    """Matrix (2, 2) and offset (2,) from output to input pixels, about the slice's centre."""
+    u = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
+    angle, scale = jnp.deg2rad(u[0] * r.rotate_deg), 1.0 + u[1] * r.scale
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    mirror = jnp.where((u[4] > 0) & r.flip, -1.0, 1.0)
+    matrix = jnp.array([[cos, -sin], [sin, cos]]) * jnp.array([1.0, mirror])
+    return matrix, u[2:4] * r.shift * size
+
+
+def _warp(image: jax.Array, mask: jax.Array, matrix: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bilinear for the image, nearest for the mask, 0 outside. The weights stand here rather than in
+    map_coordinates so that the two share their coordinates and the gather is one flat take."""
+    size = image.shape[0]
+    centre = (size - 1) / 2
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1) - centre
+    # A multiply-add per axis: as a matrix product an accelerator might round the coordinates to bf16.
+    source = grid[..., :1] * matrix[:, 0] + grid[..., 1:] * matrix[:, 1] + centre + shift
+    low = jnp.floor(source)
+    frac = source - low
+    low = low.astype(jnp.int32)
+
+    def take(table: jax.Array, at: jax.Array) -> jax.Array:
+        inside = jnp.all((at >= 0) & (at < size), -1)
+        safe = jnp.clip(at, 0, size - 1)
+        return jnp.where(inside, table.reshape(-1)[safe[..., 0] * size + safe[..., 1]], 0)
+
+    out = jnp.zeros_like(image)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight = (frac[..., 0] if dy else 1 - frac[..., 0]) * (frac[..., 1] if dx else 1 - frac[..., 1])
+            out += weight * take(image, low + jnp.array([dy, dx]))
+    return out, take(mask, jnp.round(source).astype(jnp.int32)).astype(mask.dtype)
+
+
+def _intensity(key: jax.Array, image: jax.Array, r: Ranges) -> jax.Array:
+    draw, noise = jax.random.split(key)
+    u = jax.random.uniform(draw, (4,), minval=-1.0, maxval=1.0)
+    use = jax.random.bernoulli(jax.random.fold_in(draw, 1), r.probability, (4,)).astype(image.dtype)
+    image = jnp.clip(image, 1e-6, 1.0) ** jnp.exp(use[0] * u[0] * r.gamma)
+    mean = image.mean()
+    image = (image - mean) * (1 + use[1] * u[1] * r.contrast) + mean + use[2] * u[2] * r.brightness
+    sigma = use[3] * jnp.abs(u[3]) * r.noise_std
+    return jnp.clip(image + sigma * jax.random.normal(noise, image.shape), 0.0, 1.0)

@@ -1,0 +1,145 @@
+"""From prepared volumes to batches: patient-wise folds, and a grain pipeline with an exact, restartable state.
+
+The order of slices is drawn over the whole training set and cut into global batches; each host then loads its own
+rows of every batch. So the batches, and the iterator's state, do not depend on how many hosts there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from jras_jax.data import Volume
+from jras_jax.data.preprocess import SliceTable
+from jras_jax.errors import UserError
+
+
+def make_folds(strata: Mapping[str, str], num_folds: int, seed: int) -> list[list[str]]:
+    """Splits patients into folds, stratum by stratum.
+
+    Args:
+      strata: patient -> stratum (pathology group, vendor).
+      num_folds: how many folds.
+      seed: of the shuffle; the order of `strata` does not matter.
+
+    Returns:
+      For each fold its patients, sorted; sizes differ by at most one, overall and within each stratum.
+
+    Raises:
+      UserError: there are fewer patients than folds.
+    """
+    if len(strata) < num_folds:
+        raise UserError(
+            f"{len(strata)} patients cannot be split into {num_folds} folds: lower config.dataset.num_folds "
+            "or give more patients"
+        )
+    rng = np.random.default_rng(seed)
+    folds: list[list[str]] = [[] for _ in range(num_folds)]
+    turn = 0  # goes on from stratum to stratum, so that small strata do not all fill the first folds
+    for stratum in sorted(set(strata.values())):
+        patients = sorted(p for p, s in strata.items() if s == stratum)
+        for patient in rng.permutation(patients):
+            folds[turn % num_folds].append(str(patient))
+            turn += 1
+    return [sorted(fold) for fold in folds]
+
+
+def make_splits(
+    volumes: Mapping[str, Sequence[Volume]],
+    *,
+    stratify: str,
+    num_folds: int,
+    fold: int,
+    seed: int,
+    max_train_patients: int = 0,
+) -> dict[str, Any]:
+    """Which patient plays which part.
+
+    Args:
+      volumes: the data set's splits ('train', 'validation', 'test'), each its volumes. An official validation split
+        is not mixed into the folds: it stays one more set of unseen patients, under its own name.
+      stratify: 'group' or 'vendor'.
+      num_folds, fold, seed: see `make_folds`.
+      max_train_patients: the first so many training patients of a seeded order; 0 all.
+
+    Returns:
+      {'train': [...], 'validation': [...], 'test': [...], 'official_validation': [...], 'folds': [[...]], ...},
+      ready for JSON.
+    """
+    strata = {v.patient: getattr(v, stratify) for v in volumes["train"]}
+    folds = make_folds(strata, num_folds, seed)
+    train = sorted(p for i, f in enumerate(folds) if i != fold for p in f)
+    if max_train_patients:
+        order = np.random.default_rng((seed, 1)).permutation(train)
+        train = sorted(str(p) for p in order[:max_train_patients])
+    others = {name: sorted({v.patient for v in volumes.get(name, ())}) for name in ("validation", "test")}
+    return {
+        "train": train,
+        "validation": folds[fold],
+        "test": others["test"],
+        "official_validation": others["validation"],
+        "folds": folds,
+        "fold": fold,
+        "seed": seed,
+        "stratify": stratify,
+    }
+
+
+def pick(volumes: Mapping[str, Sequence[Volume]], splits: Mapping[str, Any], part: str) -> list[Volume]:
+    """The volumes of a part ('train', 'validation', 'test'), in the data set's order."""
+    wanted = set(splits[part])
+    source = "test" if part == "test" else "train"
+    return [v for v in volumes.get(source, ()) if v.patient in wanted]
+
+
+class Batches:
+    """Endless shuffled batches of a slice table.
+
+    Each batch is a dict: image, mask (b, S, S) uint8; patient, row (b,) int32, where b is this host's share of
+    `batch_size` and `row` the slice's row of the table. `state()` and `restore()` continue exactly.
+    """
+
+    def __init__(
+        self, table: SliceTable, batch_size: int, seed: int, *, host: int = 0, hosts: int = 1, prefetch: int = 8
+    ):
+        if len(table) < batch_size:
+            raise UserError(
+                f"only {len(table)} training slices for config.train.batch_size={batch_size}: lower it or add patients"
+            )
+        if batch_size % hosts:
+            raise UserError(f"config.train.batch_size={batch_size} does not divide by the {hosts} hosts")
+        share = batch_size // hosts
+        own = slice(host * share, (host + 1) * share)
+
+        def fetch(rows: np.ndarray) -> dict[str, np.ndarray]:
+            rows = np.asarray(rows)[own]
+            return {
+                "image": table.images[rows],
+                "mask": table.masks[rows],
+                "patient": table.patient[rows],
+                "row": rows.astype(np.int32),
+            }
+
+        order = grain.MapDataset.range(len(table)).seed(seed).shuffle().repeat(None)
+        batches = order.batch(batch_size, drop_remainder=True).map(fetch)
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
+        self._iterator = iter(batches.to_iter_dataset(options))
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def state(self) -> dict[str, Any]:
+        """The position, as JSON-able data."""
+        state = self._iterator.get_state()
+        return json.loads(json.dumps(state))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where `state()` was taken."""
+        self._iterator.set_state(state)

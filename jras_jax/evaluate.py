@@ -1,0 +1,179 @@
+"""`--mode=evaluate`: scores a run's best checkpoint and writes summary, cases and the evidence that the report shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import rich.progress
+
+from jras_jax import dataset, runs
+from jras_jax.data import STRUCTURES, Volume
+from jras_jax.data.preprocess import SliceTable, slice_table
+from jras_jax.evaluation import evaluator, metrics
+from jras_jax.inference import VolumePrediction
+from jras_jax.retrieval import store
+from jras_jax.training import provenance
+
+PROTOCOL = (
+    "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient; guides come "
+    "from training patients only, never from the query's own patient"
+)
+
+
+def evaluate(
+    workdir: str | pathlib.Path, build: dataset.Build, overrides: tuple[str, ...] = (), quiet: bool = False
+) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run on `config.eval.split`.
+
+    Args:
+      workdir: of the run; `evaluation/` in it is replaced.
+      build: prepares the data set, see `dataset.Build`.
+      overrides: `--config.eval.split=test` and such.
+      quiet: no progress bar.
+
+    Returns:
+      The summary, as written to `evaluation/summary.json`.
+
+    Raises:
+      UserError: see `runs.open_run` and `dataset.prepare`.
+    """
+    run = runs.open_run(workdir, overrides)
+    config = run.config
+    data = dataset.prepare(config, build, run.splits())
+    table, gallery = None, None
+    if config.retrieval.enabled:
+        table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
+        gallery = run.gallery_of(table)
+        store.save(run.workdir / "gallery", gallery, store.names_of(table), run.fingerprint)
+    volumes = data.part(config.eval.split)
+    out = run.workdir / "evaluation"
+    out.mkdir(exist_ok=True)
+    for old in (out / "evidence").glob("*.npz"):
+        old.unlink()
+    rows: list[dict[str, Any]] = []
+    retrieved = evaluator.RetrievedMasks(table) if table is not None else None
+    kept = _Evidence(out / "evidence", config.eval.evidence_cases, table)
+    segmenter = run.segmenter(gallery)
+    bar = _progress(f"evaluating {config.eval.split}", quiet)
+    for volume, found in evaluator.predictions(segmenter, volumes, table, config.eval.postprocess, bar):
+        own = evaluator.case_rows(volume, found)
+        rows += own
+        kept.add(volume, found, float(np.mean([r["dice"] for r in own])))
+        if retrieved is not None:
+            retrieved.add(volume, found)
+    kept.write()
+    metrics.write_cases_csv(out / "cases.csv", rows)
+    summary = _summary(run, rows, volumes, table, retrieved)
+    (out / "summary.json").write_text(json.dumps(_finite(summary), indent=1) + "\n")
+    return summary
+
+
+def _summary(
+    run: runs.Opened,
+    rows: list[dict[str, Any]],
+    volumes: list[Volume],
+    table: SliceTable | None,
+    retrieved: evaluator.RetrievedMasks | None,
+) -> dict[str, Any]:
+    config, warnings = run.config, []
+    units = {r["unit"] for r in rows}
+    if "voxel" in units:
+        warnings.append(
+            "some scans have no known voxel spacing: their distances are in voxels and their volumes in voxel counts, not mm and ml"
+        )
+    if config.retrieval.enabled and config.retrieval.exclude != "patient":
+        warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
+    gallery: dict[str, Any] = {"enabled": config.retrieval.enabled}
+    if table is not None:
+        gallery |= {
+            "split": config.eval.gallery,
+            "slices": len(table),
+            "patients": len(table.patients),
+            "exclude": config.retrieval.exclude,
+            "strategy": config.retrieval.strategy,
+            "top_k": config.retrieval.top_k,
+            "temperature": config.retrieval.temperature,
+            "fingerprint": run.fingerprint,
+        }
+    return metrics.aggregate(rows) | {
+        "protocol": PROTOCOL,
+        "split": config.eval.split,
+        "patients": len({v.patient for v in volumes}),
+        "unit": units.pop() if len(units) == 1 else "mixed",
+        "gallery": gallery,
+        "retrieval": retrieved.summary(controls=True) if retrieved is not None else {},
+        "checkpoint_step": run.step,
+        "name": config.name,
+        "fold": config.dataset.fold,
+        "seed": config.seed,
+        "postprocess": config.eval.postprocess,
+        "tta": config.eval.tta,
+        "git_revision": provenance.git_revision(),
+        "warnings": warnings,
+    }
+
+
+class _Evidence:
+    """Keeps the slices and guides of the worst and the best cases, half and half, for the report."""
+
+    def __init__(self, folder: pathlib.Path, cases: int, table: SliceTable | None):
+        self._folder, self._cases, self._table = folder, cases, table
+        self._kept: list[tuple[float, str, dict[str, Any]]] = []
+
+    def add(self, volume: Volume, found: VolumePrediction, dice: float) -> None:
+        if not self._cases:
+            return
+        assert volume.mask is not None
+        arrays = {
+            "image": found.images,
+            "truth": found.mapping.labels_to_model(volume.mask),
+            "prediction": np.argmax(found.slices.probabilities, -1).astype(np.uint8),
+            "dice": np.float32(dice),
+        }
+        if self._table is not None:
+            rows = found.slices.indices
+            arrays |= {
+                "guide_images": self._table.images[rows],
+                "guide_masks": self._table.masks[rows],
+                "weights": found.slices.weights,
+                "similarity": found.slices.similarity,
+                "guide_names": np.array([[_name(self._table, r) for r in row] for row in rows]),
+            }
+        self._kept.append((dice, volume.case, arrays))
+        if len(self._kept) > self._cases:
+            self._kept.sort(key=lambda entry: entry[:2])
+            del self._kept[self._cases // 2]
+
+    def write(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for _, case, arrays in self._kept:
+            np.savez_compressed(self._folder / f"{case}.npz", **arrays)
+
+
+def _name(table: SliceTable, row: int) -> str:
+    """'patient012 ED slice 3' of a gallery row."""
+    patient, _, phase = table.cases[table.case[row]].rpartition("_")
+    return f"{patient} {phase} slice {table.slice_index[row]}"
+
+
+def _progress(title: str, quiet: bool) -> Any:
+    def shown(items: Iterable[Any]) -> Iterable[Any]:
+        if quiet:
+            return items
+        return rich.progress.track(list(items), title, transient=True)
+
+    return shown
+
+
+def _finite(tree: Any) -> Any:
+    """NaN -> None: JSON has no NaN."""
+    if isinstance(tree, dict):
+        return {k: _finite(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(v) for v in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

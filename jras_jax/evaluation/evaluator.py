@@ -1,0 +1,159 @@
+"""Scores a model on volumes: 3-D, per volume and structure, in the scan's native geometry; and its retriever beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jras_jax import joint
+from jras_jax.config import Config
+from jras_jax.data import STRUCTURES, Volume
+from jras_jax.data.preprocess import SliceTable
+from jras_jax.dataset import grid_of
+from jras_jax.evaluation import metrics, postprocess
+from jras_jax.inference import Segmenter, VolumePrediction
+from jras_jax.retrieval.gallery import Gallery
+
+
+def make_segmenter(
+    config: Config,
+    model: joint.JointModel,
+    variables: joint.Variables,
+    gallery: Gallery | None,
+    mesh: jax.sharding.Mesh,
+) -> Segmenter:
+    """The segmenter that a config describes."""
+    r = config.retrieval
+    selection = None if gallery is None else joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude)
+    return Segmenter(
+        model,
+        variables,
+        gallery,
+        selection,
+        grid_of(config),
+        batch_size=config.eval.batch_size,
+        device_mesh=mesh,
+        tta=config.eval.tta,
+        seed=config.seed,
+    )
+
+
+def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.ndarray | None]:
+    """The gallery's patient number and rows (Z,) of a volume, so that the leak rule finds its own slices; -1: not there."""
+    if table is None or volume.patient not in table.patients:
+        return -1, None
+    rows = np.full(volume.image.shape[2], -1, np.int32)
+    if volume.case in table.cases:
+        own = np.flatnonzero(table.case == table.cases.index(volume.case))
+        rows[table.slice_index[own]] = own
+    return table.patients.index(volume.patient), rows
+
+
+def predictions(
+    segmenter: Segmenter,
+    volumes: Sequence[Volume],
+    table: SliceTable | None,
+    rule: str = "none",
+    progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
+) -> Iterable[tuple[Volume, VolumePrediction]]:
+    """Segments volumes one after another, post-processed by `rule` ('none' | 'largest_component')."""
+    for volume in progress(volumes):
+        patient, rows = gallery_numbers(volume, table)
+        found = segmenter.volume(volume, patient, rows)
+        if rule == "largest_component":
+            labels = postprocess.largest_component(found.labels, STRUCTURES.values())
+            found = VolumePrediction(labels, found.images, found.slices, found.mapping, found.entropy)
+        yield volume, found
+
+
+def case_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
+    """One row per structure of a scored volume, as `cases.csv` has them."""
+    assert volume.mask is not None
+    scores = metrics.score_structures(volume.mask, found.labels, volume.spacing, STRUCTURES)
+    agreement = found.slices.agreement
+    known = np.isfinite(agreement)
+    shared = {
+        "patient": volume.patient,
+        "phase": volume.phase,
+        "group": volume.group,
+        "vendor": volume.vendor,
+        "centre": volume.centre,
+        "unit": "mm" if volume.spacing_known else "voxel",
+        "entropy": found.entropy,
+        "guide_agreement": float(agreement[known].mean()) if known.any() else float("nan"),
+    }
+    fields = ("dice", "jaccard", "hd", "hd95", "assd", "volume_ml", "reference_volume_ml", "empty")
+    return [shared | {"structure": name} | {f: getattr(s, f) for f in fields} for name, s in scores.items()]
+
+
+def dice_of(volume: Volume, labels: np.ndarray) -> dict[str, float]:
+    """Dice per structure alone, without distances: what validation during training needs."""
+    assert volume.mask is not None
+    out = {}
+    for name, label in STRUCTURES.items():
+        a, b = volume.mask == label, labels == label
+        size = int(a.sum()) + int(b.sum())
+        out[name] = 2.0 * int((a & b).sum()) / size if size else 1.0
+    return out
+
+
+def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable | None) -> dict[str, float]:
+    """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more."""
+    start = time.monotonic()
+    scores: list[dict[str, float]] = []
+    retrieved = RetrievedMasks(table) if table is not None else None
+    for volume, found in predictions(segmenter, volumes, table):
+        scores.append(dice_of(volume, found.labels))
+        if retrieved is not None:
+            retrieved.add(volume, found)
+    values = {f"val/dice_{name}": float(np.mean([s[name] for s in scores])) for name in STRUCTURES}
+    values["val/dice"] = float(np.mean(list(values.values())))
+    if retrieved is not None:
+        values |= {f"val/{k}": v for k, v in retrieved.summary().items()}
+    values["val/seconds"] = time.monotonic() - start
+    return values
+
+
+class RetrievedMasks:
+    """Collects what was retrieved for each query slice, and how well its masks match the truth."""
+
+    def __init__(self, table: SliceTable):
+        self._table = table
+        self._truth: list[np.ndarray] = []
+        self._images: list[np.ndarray] = []
+        self._indices: list[np.ndarray] = []
+        self._weights: list[np.ndarray] = []
+        self._patients: list[np.ndarray] = []
+
+    def add(self, volume: Volume, found: VolumePrediction) -> None:
+        """Adds the slices of a volume that have foreground."""
+        assert volume.mask is not None
+        truth = found.mapping.labels_to_model(volume.mask)
+        kept = truth.any((1, 2))
+        self._truth.append(truth[kept])
+        self._images.append(found.images[kept])
+        self._indices.append(found.slices.indices[kept])
+        self._weights.append(found.slices.weights[kept])
+        number = gallery_numbers(volume, self._table)[0]
+        self._patients.append(np.full(int(kept.sum()), number, np.int32))
+
+    def summary(self, controls: bool = False) -> dict[str, float]:
+        """Dice of the retrieved masks at 1 and at k; entropy; share of the gallery used.
+
+        With `controls` also the same Dice for random rows, pixel similarity and the oracle (slower).
+        """
+        from jras_jax.retrieval import measures
+
+        truth, indices = np.concatenate(self._truth), np.concatenate(self._indices)
+        weights = np.concatenate(self._weights)
+        values = measures.summary(truth, indices, weights, self._table.masks)
+        if controls:
+            patients = np.concatenate(self._patients)
+            allowed = patients[:, None] != self._table.patient[None]
+            images = np.concatenate(self._images)
+            values |= measures.controls(truth, images, allowed, self._table.masks, self._table.images)
+        return values

@@ -1,0 +1,129 @@
+"""Devices and hosts: the mesh, where arrays lie on it, and how a host's rows become a global array."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jras_jax.errors import UserError
+
+# Kernels that are worth sharing between the devices of the model axis: the first rule that matches a parameter's path
+# gives its partition; the rest is replicated. Transformer blocks: heads and MLP columns out, rows back (Megatron-LM).
+MODEL_RULES: tuple[tuple[str, P], ...] = (
+    (r"(query|key|value|qkv|fc1|mlp_in|w12)/kernel$", P(None, "model")),
+    (r"(query|key|value|qkv|fc1|mlp_in|w12)/bias$", P("model")),
+    (r"(out|proj|fc2|mlp_out|w3)/kernel$", P("model", None)),
+)
+
+
+def initialize_hosts(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins a job of several hosts; does nothing on a single one.
+
+    Slurm, Open MPI, Kubernetes and Cloud TPU jobs are found by JAX itself; elsewhere give the three arguments.
+
+    Raises:
+      UserError: only some of the three were given, or the coordinator cannot be reached.
+    """
+    explicit = (bool(coordinator), num_processes > 0, process_id >= 0)
+    if any(explicit) and not all(explicit):
+        raise UserError("give --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of them")
+    several = any(
+        int(os.environ.get(name, "1").split("(")[0] or 1) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    )
+    cloud = "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]
+    kubernetes = "JOB_COMPLETION_INDEX" in os.environ and "JAX_COORDINATOR_ADDRESS" in os.environ
+    if not (all(explicit) or several or cloud or kubernetes):
+        return
+    try:
+        if all(explicit):
+            jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=60)
+        else:
+            jax.distributed.initialize(heartbeat_timeout_seconds=60)
+    except Exception as e:
+        raise UserError(f"this host could not join the job at {coordinator or 'the cluster coordinator'}: {e}") from e
+
+
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A ('data', 'model') mesh over all devices; data=-1 takes what the model axis leaves.
+
+    Raises:
+      UserError: the two sizes do not match the devices there are.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    n = len(devices)
+    if data == -1:
+        data = n // model
+    if data * model > n or data < 1 or (data * model < n and jax.process_count() > 1) or (n % model and model > n):
+        raise UserError(f"config.mesh.data x config.mesh.model = {data} x {model} does not fit the {n} devices")
+    grid = np.array(devices[: data * model]).reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of it."""
+    return NamedSharding(mesh, P())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over the data axis."""
+    return NamedSharding(mesh, P("data"))
+
+
+def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
+    """Raises UserError where a batch does not divide over the data axis."""
+    if batch_size % mesh.shape["data"]:
+        raise UserError(f"config.{key}={batch_size} does not divide by the {mesh.shape['data']} devices of the data axis")
+
+
+def path_name(path: Any) -> str:
+    """'a/b/c' of a pytree path."""
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def parameter_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = MODEL_RULES) -> Any:
+    """A sharding for each leaf, by its path; works on parameters and on anything shaped like them (optimiser state).
+
+    A leaf whose axis does not divide by the model axis is replicated, as is everything when that axis is 1.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        size = mesh.shape["model"]
+        if size > 1:
+            for pattern, spec in rules:
+                if re.search(pattern, path_name(path)) and len(spec) == len(leaf.shape):
+                    split = [d for d, axis in zip(leaf.shape, spec, strict=True) if axis == "model"]
+                    return NamedSharding(mesh, spec if all(d % size == 0 for d in split) else P())
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def put_rows(mesh: Mesh, batch: Any) -> Any:
+    """This host's rows of a batch -> global arrays split over the data axis."""
+    sharding = by_rows(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def put_replicated(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that every host holds whole -> global replicated arrays."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays -> numpy on every host, also where their shards lie on other hosts."""
+    from jax.experimental import multihost_utils
+
+    def fetch(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)

@@ -1,0 +1,127 @@
+"""A finished (or interrupted) run, opened again: its own configuration, its best checkpoint, its gallery."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from jras_jax import config as configs
+from jras_jax import inference, joint, mesh
+from jras_jax.config import Config
+from jras_jax.data.preprocess import SliceTable
+from jras_jax.errors import UserError
+from jras_jax.evaluation import evaluator
+from jras_jax.retrieval import encoder, store
+from jras_jax.retrieval import gallery as galleries
+from jras_jax.training import checkpoint, state, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run ready to evaluate or to segment.
+
+    Attributes:
+      config: the run's own, with the overrides of this call.
+      workdir: its folder.
+      model, variables: as of the best checkpoint (of its running mean, where it kept one).
+      step: the checkpoint's step.
+      device_mesh: where the variables lie.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    model: joint.JointModel
+    variables: joint.Variables
+    step: int
+    device_mesh: jax.sharding.Mesh
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the retriever: galleries made by another one are refused."""
+        params = self.variables["params"]["retriever"]
+        return encoder.fingerprint(params, dataclasses.asdict(self.config.retriever))
+
+    def splits(self) -> dict[str, Any]:
+        """The run's splits.json."""
+        return json.loads((self.workdir / "splits.json").read_text())
+
+    def embed(self, images: np.ndarray) -> jax.Array:
+        """Embeddings (N, dim) of slices (N, S, S) uint8 by this run's retriever."""
+        refresher = step.Refresher(self.model, self.device_mesh, max(32, self.config.eval.batch_size))
+        return refresher.embeddings(self.variables, images)
+
+    def gallery_of(self, table: SliceTable) -> galleries.Gallery:
+        """The gallery of a slice table, embedded by this run's retriever."""
+        empty = galleries.from_table(table, self.config.retriever.dim, self.device_mesh)
+        return galleries.with_embeddings(empty, self.embed(table.images), self.device_mesh)
+
+    def segmenter(self, gallery: galleries.Gallery | None) -> inference.Segmenter:
+        """A segmenter with this gallery; None for a run without retrieval."""
+        return evaluator.make_segmenter(self.config, self.model, self.variables, gallery, self.device_mesh)
+
+
+def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Opened:
+    """Opens a run folder.
+
+    Args:
+      workdir: of a training run.
+      overrides: `--config.a.b=value`; only what does not change the trained model (eval, mesh, where data lies).
+
+    Raises:
+      UserError: no run there, no finished checkpoint, a damaged one, or an override that changes the model.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: no such folder; train first: run.py --config=... --workdir={workdir}")
+    saved = configs.load_saved(workdir / "config.json")
+    allowed = ("eval.", "mesh.", "dataset.manual_dir", "dataset.data_dir", "retrieval.exclude", "retrieval.strategy")
+    for argument in overrides:
+        key = argument.removeprefix("--config.").partition("=")[0]
+        if key in configs.flatten(saved.to_dict()) and not key.startswith(allowed):
+            raise UserError(f"--config.{key}: belongs to training; a trained run keeps its own. Free here: eval.*, mesh.*")
+    config = configs.parse(configs.override(saved, overrides))
+    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    best = checkpoints.best()
+    if best is None:
+        raise UserError(f"{workdir} has no finished checkpoint yet: go on training with the command that started it")
+    model = state.build_model(config)
+    shapes = jax.eval_shape(lambda: state.init_variables(model, config))
+    shardings = mesh.parameter_shardings(shapes, device_mesh)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    kept = "ema" if config.optim.ema_decay else "params"
+    extra = {k: v for k, v in target.items() if k != "params"}
+    restored = checkpoints.restore_part(best, {"state": {kept: target["params"], "extra": extra}})["state"]
+    checkpoints.close()
+    return Opened(config, workdir, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)
+
+
+def load_gallery(run: Opened, folder: str | pathlib.Path | None) -> tuple[galleries.Gallery, store.Names]:
+    """The gallery that a run predicts with.
+
+    Args:
+      run: with retrieval.
+      folder: of another gallery, which must have been made by this run's retriever; None: the run's own, whose
+        embeddings are made anew (and kept) where they are of an older checkpoint.
+
+    Raises:
+      UserError: no gallery there, a damaged one, or one made by another retriever.
+    """
+    if folder is not None:
+        return store.load(folder, run.fingerprint, run.device_mesh)
+    own = run.workdir / "gallery"
+    if not own.is_dir():
+        raise UserError(f"{own} is missing: evaluate the run once (--mode=evaluate) to make it, or give --gallery=DIR")
+    if store.fingerprint_of(own) != run.fingerprint:
+        logging.info("embedding the gallery with the checkpoint of step %d", run.step)
+        rows, names = store.load(own, None, run.device_mesh)
+        table = store.to_table(rows, names)
+        store.save(own, run.gallery_of(table), names, run.fingerprint)
+    return store.load(own, run.fingerprint, run.device_mesh)

@@ -1,0 +1,71 @@
+"""Where a run's numbers come from: code, versions, device, settings; written to run.json and shown in the report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from jras_jax.config import Config
+
+LEAK_WARNING = (
+    "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the training "
+    "loss then measures copying, and scores obtained this way are not comparable with honest ones"
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
+
+
+def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Everything that another person needs to tell this run from a similar one."""
+    counts = {part: int(sum(x.size for x in jax.tree.leaves(tree))) for part, tree in params.items()}
+    warnings = []
+    if config.retrieval.enabled and config.retrieval.exclude != "patient":
+        warnings.append(LEAK_WARNING % config.retrieval.exclude)
+    return {
+        "command": " ".join(sys.argv),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "hosts": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        "seed": config.seed,
+        "parameters": counts,
+        "warnings": warnings,
+    }
+
+
+def write(path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh) -> None:
+    """Writes `collect` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
+    facts = collect(config, params, mesh)
+    if path.is_file():
+        before = json.loads(path.read_text())
+        facts["earlier_starts"] = before.pop("earlier_starts", []) + [before]
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def git_revision() -> str:
+    """The commit of this source tree, with '+changes' where files differ from it; 'unknown' outside git."""
+    here = pathlib.Path(__file__).parent
+    try:
+        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, check=True, timeout=10)  # noqa: E731
+        revision = run("rev-parse", "--short=12", "HEAD").stdout.strip()
+        return revision + ("+changes" if run("status", "--porcelain", "-uno").stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

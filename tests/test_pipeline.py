@@ -1,0 +1,93 @@
+"""Folds by patient, and batches whose order and restart are exact."""
+
+import numpy as np
+import pytest
+
+from jras_jax.data.pipeline import Batches, make_folds, make_splits, pick
+from jras_jax.data.preprocess import Grid, slice_table
+from jras_jax.errors import UserError
+from tests.test_preprocess import blob, volume
+
+STRATA = {f"patient{i:03d}": "ABCDE"[i % 5] for i in range(83)}
+
+
+def test_folds_partition_patients_and_balance_strata():
+    folds = make_folds(STRATA, 5, seed=0)
+    assert sorted(p for f in folds for p in f) == sorted(STRATA)
+    sizes = [len(f) for f in folds]
+    assert max(sizes) - min(sizes) <= 1
+    for stratum in "ABCDE":
+        counts = [sum(STRATA[p] == stratum for p in f) for f in folds]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_folds_depend_on_the_seed_not_on_the_order():
+    shuffled = dict(reversed(STRATA.items()))
+    assert make_folds(STRATA, 5, 0) == make_folds(shuffled, 5, 0)
+    assert make_folds(STRATA, 5, 0) != make_folds(STRATA, 5, 1)
+
+
+def test_too_few_patients_is_said():
+    with pytest.raises(UserError, match="3 patients cannot be split into 5"):
+        make_folds({"a": "x", "b": "x", "c": "y"}, 5, 0)
+
+
+def test_splits_never_share_a_patient():
+    train = [volume(blob(), patient=p, phase=ph) for p in STRATA for ph in ("ED", "ES")]
+    test = [volume(blob(), patient="t1")]
+    splits = make_splits({"train": train, "test": test}, stratify="group", num_folds=5, fold=2, seed=0)
+    assert not set(splits["train"]) & set(splits["validation"])
+    assert len(splits["train"]) + len(splits["validation"]) == 83 and splits["test"] == ["t1"]
+    picked = pick({"train": train, "test": test}, splits, "validation")
+    assert {v.patient for v in picked} == set(splits["validation"]) and len(picked) == 2 * len(splits["validation"])
+    few = make_splits({"train": train}, stratify="group", num_folds=5, fold=2, seed=0, max_train_patients=7)
+    assert len(few["train"]) == 7 and set(few["train"]) <= set(splits["train"])
+    assert few["validation"] == splits["validation"]
+
+
+@pytest.fixture(scope="module")
+def table():
+    volumes = [volume(blob(), patient=f"p{i}") for i in range(5)]
+    return slice_table(volumes, Grid(16, 8.0, "fit", (0, 100)), drop_empty=True)
+
+
+def rows(batches, n):
+    return [next(batches)["row"].tolist() for _ in range(n)]
+
+
+def test_each_epoch_sees_every_slice_once(table):
+    seen = np.concatenate(rows(Batches(table, 4, seed=0), 10))
+    assert sorted(seen[:20]) == list(range(20)) and sorted(seen[20:]) == list(range(20))
+    assert seen[:20].tolist() != seen[20:].tolist()
+
+
+def test_restart_is_exact(table):
+    batches = Batches(table, 4, seed=3)
+    rows(batches, 7)
+    state = batches.state()
+    ahead = rows(batches, 6)
+    again = Batches(table, 4, seed=3)
+    again.restore(state)
+    assert rows(again, 6) == ahead
+    assert rows(Batches(table, 4, seed=4), 3) != rows(Batches(table, 4, seed=3), 3)
+
+
+def test_hosts_share_the_batches_of_one(table):
+    whole = rows(Batches(table, 4, seed=0), 5)
+    parts = [rows(Batches(table, 4, seed=0, host=h, hosts=2), 5) for h in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+def test_batch_holds_what_its_rows_say(table):
+    batch = next(Batches(table, 6, seed=0))
+    np.testing.assert_array_equal(batch["image"], table.images[batch["row"]])
+    np.testing.assert_array_equal(batch["mask"], table.masks[batch["row"]])
+    np.testing.assert_array_equal(batch["patient"], table.patient[batch["row"]])
+    assert batch["image"].dtype == np.uint8 and batch["row"].dtype == np.int32
+
+
+def test_batch_sizes_that_cannot_work_are_said(table):
+    with pytest.raises(UserError, match="only 20 training slices"):
+        Batches(table, 21, seed=0)
+    with pytest.raises(UserError, match="does not divide"):
+        Batches(table, 5, seed=0, hosts=2)
