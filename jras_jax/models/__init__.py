@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jras_jax.errors import UserError
-from jras_jax.models import unet
+from jras_jax.models import segformer, unet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class _Entry:
 
 _REGISTRY = {
     "unet": _Entry(unet.UNet),
+    "segformer": _Entry(segformer.SegFormer, segformer.VARIANTS, "b0"),
 }
 
 NAMES = tuple(_REGISTRY)

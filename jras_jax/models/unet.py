@@ -101,7 +101,7 @@ class UNet(nn.Module):
     def decode(
         self, features: tuple[jax.Array, ...], size: tuple[int, int], train: bool = False
     ) -> jax.Array | tuple[jax.Array, ...]:
-        """Logits (B, *size, classes) float32; with deep supervision and `train` a tuple, number i of ceil(size / 2**i)."""
+        """Logits (B, *size, classes) float32; with deep supervision and `train` a tuple, i-th of ceil(size / 2**i)."""
         auxiliary = self.deep_supervision and (train or self.is_initializing())
         x = features[-1]
         logits: list[jax.Array] = []
