@@ -1,0 +1,221 @@
+"""What the builders share: the features of an example, how a case is read and checked, and the base class."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+import tensorflow_datasets as tfds
+
+from jras_jax.data import LABEL_CONVENTIONS, NUM_CLASSES
+from jras_jax.data.nifti import Scan, ScanError, read_labels, read_scan
+from jras_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One patient at one phase, where its files lie, and what the data set's tables say of it.
+
+    Attributes:
+      image, mask: the files; 3-D, or 4-D with `frame` chosen.
+      patient, phase, group, vendor, centre: as in `jras_jax.data.Volume`.
+      frame: index in the file from 0; None where the file must be 3-D.
+      frame_source: what gave the frame ("the CSV's column ED"), for messages.
+    """
+
+    image: pathlib.Path
+    mask: pathlib.Path
+    patient: str
+    phase: str
+    group: str
+    vendor: str
+    centre: str
+    frame: int | None = None
+    frame_source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inventory:
+    """What a manual_dir holds, found without reading a voxel.
+
+    Attributes:
+      root: the folder that holds the splits' folders.
+      cases: of each split that is there.
+      tables: the text files that were read (their content decides what is built).
+      notes: lines to tell the user, as of a split that is not there.
+    """
+
+    root: pathlib.Path
+    cases: dict[str, list[Case]]
+    tables: list[pathlib.Path]
+    notes: list[str]
+
+
+class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Base of the builders: one example per patient and phase. Writes ArrayRecord, never needs TensorFlow."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION: str
+    HOMEPAGE: str
+    CITATION: str
+    LABELS: str  # key of LABEL_CONVENTIONS
+
+    def __init__(self, *, file_format: Any = "array_record", **kwargs: Any):
+        super().__init__(file_format=file_format, **kwargs)
+
+    @staticmethod
+    @abc.abstractmethod
+    def inventory(manual_dir: pathlib.Path) -> Inventory:
+        """Finds the cases of a manual_dir.
+
+        Raises:
+          UserError: a file is missing or a table is wrong; the text names file and rule.
+        """
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        grid = (None, None, None)
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Tensor(shape=grid, dtype=np.float32, encoding="zlib"),
+                "mask": tfds.features.Tensor(shape=grid, dtype=np.uint8, encoding="zlib"),
+                "affine": tfds.features.Tensor(shape=(4, 4), dtype=np.float64),
+                "spacing": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+                "spacing_known": tfds.features.Scalar(dtype=np.bool_),
+                "patient": tfds.features.Text(),
+                "phase": tfds.features.Text(),
+                "group": tfds.features.Text(),
+                "vendor": tfds.features.Text(),
+                "centre": tfds.features.Text(),
+                "frame": tfds.features.Scalar(dtype=np.int32),
+                "source": tfds.features.Text(),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            features=features,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        found = self.inventory(pathlib.Path(dl_manager.manual_dir))
+        return {split: self._generate_examples(found.root, split, cases) for split, cases in found.cases.items()}
+
+    def _generate_examples(
+        self, root: pathlib.Path, split: str, cases: list[Case]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        # ED and ES of a 4-D file follow each other: the last file read serves both.
+        image_of = functools.lru_cache(maxsize=1)(read_scan)
+        mask_of = functools.lru_cache(maxsize=1)(
+            lambda mask, image: read_labels(mask, like=image_of(image), allowed=range(NUM_CLASSES))
+        )
+        console = rich.console.Console(stderr=True)
+        hidden = not sys.stderr.isatty()
+        for case in rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden):
+            scan, mask = image_of(case.image), mask_of(case.mask, case.image)
+            yield f"{case.patient}_{case.phase}", example(case, scan, mask, LABEL_CONVENTIONS[self.LABELS], root)
+
+
+def example(case: Case, scan: Scan, mask: Scan, convention: tuple[int, ...], root: pathlib.Path) -> dict[str, Any]:
+    """The example of a case, its frame cut out and its labels brought to the project's.
+
+    Args:
+      case: the case.
+      scan, mask: what its files hold.
+      convention: the data set's value for each of our labels.
+      root: the folder `source` is relative to.
+
+    Raises:
+      ScanError: the frame lies outside the file, a 3-D file is expected, or nothing is labelled in the frame.
+    """
+    image, labels = _frame(case, scan), _frame(case, mask)
+    if not labels.any():
+        where = "" if case.frame is None else f" in frame {case.frame}, the {case.phase} of {case.frame_source}"
+        raise ScanError(case.mask, f"the mask is empty{where}; every {case.phase} has labels")
+    ours = np.zeros(max(convention) + 1, np.uint8)
+    ours[list(convention)] = np.arange(len(convention))
+    return {
+        "image": np.ascontiguousarray(image),
+        "mask": np.ascontiguousarray(ours[labels]),
+        "affine": scan.affine,
+        "spacing": scan.spacing,
+        "spacing_known": scan.spacing_known,
+        "patient": case.patient,
+        "phase": case.phase,
+        "group": case.group,
+        "vendor": case.vendor,
+        "centre": case.centre,
+        "frame": case.frame or 0,
+        "source": case.image.relative_to(root).as_posix(),
+    }
+
+
+def _frame(case: Case, scan: Scan) -> np.ndarray:
+    """(X, Y, Z) of the case's frame."""
+    if case.frame is None:
+        if scan.array.ndim != 3:
+            raise ScanError(scan.path, f"its shape is {scan.array.shape}; the file of one frame must have 3 axes")
+        return scan.array
+    frames = scan.array.shape[3] if scan.array.ndim == 4 else 1
+    if not 0 <= case.frame < frames:
+        raise ScanError(
+            scan.path,
+            f"{case.frame_source} puts {case.phase} at frame {case.frame}, but the file holds frames 0 to {frames - 1}",
+        )
+    return scan.array[..., case.frame] if scan.array.ndim == 4 else scan.array
+
+
+def find_root(manual_dir: pathlib.Path, folders: tuple[str, ...], inner: str) -> pathlib.Path:
+    """The folder that holds at least one of `folders`: manual_dir, or `inner` in it (the archive's own top folder).
+
+    Raises:
+      UserError: neither does.
+    """
+    if not manual_dir.is_dir():
+        raise UserError(f"{manual_dir}: manual_dir is no folder; give the folder of the unpacked official download")
+    for root in (manual_dir, manual_dir / inner):
+        if any((root / folder).is_dir() for folder in folders):
+            return root
+    raise UserError(
+        f"{manual_dir}: holds none of {', '.join(f'{f}/' for f in folders)}; "
+        "give the folder of the unpacked official download as manual_dir"
+    )
+
+
+def one_of(folder: pathlib.Path, stem: str) -> pathlib.Path:
+    """The file `stem`.nii.gz or `stem`.nii of a folder.
+
+    Raises:
+      ScanError: there is neither.
+    """
+    zipped, plain = folder / f"{stem}.nii.gz", folder / f"{stem}.nii"
+    if zipped.is_file() or not plain.is_file():
+        if not zipped.is_file():
+            raise ScanError(zipped, "the file is missing")
+        return zipped
+    return plain
+
+
+def check_patients(cases: dict[str, list[Case]], manual_dir: pathlib.Path) -> None:
+    """No patient stands in two splits, and there are patients at all.
+
+    Raises:
+      UserError: one does, or there are none.
+    """
+    home: dict[str, str] = {}
+    for split, members in cases.items():
+        for case in members:
+            other = home.setdefault(case.patient, split)
+            if other != split:
+                raise UserError(f"{case.image.parent}: the patient stands in two splits, {other} and {split}")
+    if not home:
+        raise UserError(f"{manual_dir}: holds no patients; give the folder of the unpacked official download")
