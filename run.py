@@ -21,7 +21,9 @@ MODES = ("train", "evaluate", "predict", "pretrain_retriever")
 
 def parser() -> argparse.ArgumentParser:
     """The command line; --config.a.b=value arguments are left over for the config."""
-    p = argparse.ArgumentParser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--config", help="config file; evaluate and predict take the run's own")
     p.add_argument("--mode", default="train", choices=MODES)
     p.add_argument("--workdir", help="folder of the run (default: runs/<config's name>)")

@@ -1,6 +1,6 @@
 """U-Net with prototype guides on ACDC (Bernard et al., IEEE TMI 2018).
 
-    python run.py --config=configs/acdc_unet.py --workdir=runs/acdc_unet --config.dataset.manual_dir=PATH_TO_ACDC
+python run.py --config=configs/acdc_unet.py --workdir=runs/acdc_unet --config.dataset.manual_dir=PATH_TO_ACDC
 """
 
 from configs import common

@@ -63,7 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.retrieval.strategy = "top_k"  # 'top_k' | 'softmax' | 'gumbel_top_k' | 'sparsemax' | 'random'
     c.retrieval.top_k = 2  # guides a query (METHOD)
     c.retrieval.temperature = 0.1  # of the softmax over similarities (METHOD)
-    c.retrieval.exclude = "patient"  # never a guide: 'patient' the query's own patient | 'slice' | 'none' (METHOD, leaks)
+    c.retrieval.exclude = (
+        "patient"  # never a guide: 'patient' the query's own patient | 'slice' | 'none' (METHOD, leaks)
+    )
     c.retrieval.refresh_every = 1  # epochs between two computations of the gallery's embeddings (METHOD: 1)
     c.retrieval.contrast_weight = 0.0  # METHOD v3: weight of the contrastive loss over candidates, 0 off
     c.retrieval.contrast_candidates = 4  # candidates judged by their segmentation loss, per query

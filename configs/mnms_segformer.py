@@ -1,4 +1,4 @@
-"""SegFormer-B4 with RAD-DINO retriever on M&Ms, otherwise the J-RAS paper's headline setting (arXiv 2510.09953), with honest splits.
+"""SegFormer-B4 and RAD-DINO on M&Ms: the J-RAS paper's setting (arXiv 2510.09953), with honest splits.
 
     python run.py --config=configs/mnms_segformer.py --workdir=runs/mnms_segformer \
         --config.dataset.manual_dir=PATH_TO_MNMS \

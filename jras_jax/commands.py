@@ -60,7 +60,9 @@ def evaluate_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build
     return 0
 
 
-def predict_mode(workdir: pathlib.Path, source: str, output: str, gallery: str | None, overrides: tuple[str, ...]) -> int:
+def predict_mode(
+    workdir: pathlib.Path, source: str, output: str, gallery: str | None, overrides: tuple[str, ...]
+) -> int:
     """Segments scans."""
     from jras_jax import predict
 

@@ -305,7 +305,9 @@ def _build(cls: Any, tree: Any, prefix: str) -> Any:
     for key, hint in hints.items():
         name = prefix + key
         if key not in tree:
-            raise ConfigError(f"config.{name} is missing; configs start from configs/common.py, which has every default")
+            raise ConfigError(
+                f"config.{name} is missing; configs start from configs/common.py, which has every default"
+            )
         value = tree[key]
         if dataclasses.is_dataclass(hint):
             value = _build(hint, value, name + ".")

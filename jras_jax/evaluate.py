@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: scores a run's best checkpoint and writes summary, cases and the evidence that the report shows."""
+"""`--mode=evaluate`: scores a run's best checkpoint; writes summary, cases and the evidence that the report shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import rich.progress
 
 from jras_jax import dataset, runs
-from jras_jax.data import STRUCTURES, Volume
+from jras_jax.data import Volume
 from jras_jax.data.preprocess import SliceTable, slice_table
 from jras_jax.evaluation import evaluator, metrics
 from jras_jax.inference import VolumePrediction
@@ -20,8 +20,8 @@ from jras_jax.retrieval import store
 from jras_jax.training import provenance
 
 PROTOCOL = (
-    "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient; guides come "
-    "from training patients only, never from the query's own patient"
+    "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient; guides "
+    "come from training patients only, never from the query's own patient"
 )
 
 
@@ -84,7 +84,7 @@ def _summary(
     units = {r["unit"] for r in rows}
     if "voxel" in units:
         warnings.append(
-            "some scans have no known voxel spacing: their distances are in voxels and their volumes in voxel counts, not mm and ml"
+            "some scans have no known voxel spacing: their distances are in voxels and their volumes in voxel counts"
         )
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)

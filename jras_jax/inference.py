@@ -1,4 +1,4 @@
-"""A trained model at work: slices of a scan in, class probabilities and the retrieved cases out, in batches of one shape."""
+"""A trained model at work: slices in, class probabilities and the retrieved cases out, in batches of one shape."""
 
 from __future__ import annotations
 

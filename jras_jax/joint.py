@@ -1,4 +1,4 @@
-"""Retriever, selection, fusion and backbone as one model: slices and a gallery in, logits out, differentiable throughout.
+"""Retriever, selection, fusion and backbone as one model: slices and a gallery in, logits out, all differentiable.
 
 Axes: B queries, N gallery rows, K guides per query, S model grid, C classes, D embedding.
 
@@ -32,7 +32,7 @@ class Selection(NamedTuple):
 
 
 def standardise(images: jax.Array) -> jax.Array:
-    """(..., S, S) in [0, 1] -> zero mean and unit deviation slice by slice, so that contrast between scanners drops out."""
+    """(..., S, S) in [0, 1] -> zero mean and unit deviation, slice by slice: scanners differ in both."""
     mean = images.mean((-2, -1), keepdims=True)
     deviation = images.std((-2, -1), keepdims=True)
     return (images - mean) / (deviation + 1e-3)
@@ -67,7 +67,7 @@ class JointModel(nn.Module):
         return self.retriever(images, train)
 
     def segment(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
-        """Query slices (B, S, S) in [0, 1] and their guides -> logits (B, S, S, C), or several with deep supervision."""
+        """Query slices (B, S, S) in [0, 1] and their guides -> logits (B, S, S, C); several if deep supervision."""
         query = self._channels(standardise(images))
         size = images.shape[1:3]
         if self.fusion is None or guides is None:

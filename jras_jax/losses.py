@@ -83,7 +83,10 @@ def segmentation_loss(
 
 def per_slice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Dice + cross-entropy of each slice on its own, (B, H, W, C) and (B, H, W) -> (B,) float32."""
-    one = lambda l, t: soft_dice(jax.nn.softmax(l.astype(jnp.float32))[None], jax.nn.one_hot(t, l.shape[-1])[None])  # noqa: E731
+
+    def one(x: jax.Array, t: jax.Array) -> jax.Array:
+        return soft_dice(jax.nn.softmax(x.astype(jnp.float32))[None], jax.nn.one_hot(t, x.shape[-1])[None])
+
     ce = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean((1, 2))
     return jax.vmap(one)(logits, labels) + ce
 

@@ -85,7 +85,9 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Open
     for argument in overrides:
         key = argument.removeprefix("--config.").partition("=")[0]
         if key in configs.flatten(saved.to_dict()) and not key.startswith(allowed):
-            raise UserError(f"--config.{key}: belongs to training; a trained run keeps its own. Free here: eval.*, mesh.*")
+            raise UserError(
+                f"--config.{key}: belongs to training; a trained run keeps its own. Free here: eval.*, mesh.*"
+            )
     config = configs.parse(configs.override(saved, overrides))
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = checkpoint.Checkpoints(workdir)

@@ -1,4 +1,4 @@
-"""Augmentation: off is the identity, labels stay labels, image and mask move together, draws depend on the key alone."""
+"""Augmentation: off is the identity, labels stay labels, image and mask move together, the key alone decides."""
 
 import dataclasses
 

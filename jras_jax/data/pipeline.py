@@ -104,14 +104,22 @@ class Batches:
     """
 
     def __init__(
-        self, table: SliceTable, batch_size: int, seed: int, *, host: int = 0, hosts: int = 1, prefetch: int = 8
+        self,
+        table: SliceTable,
+        batch_size: int,
+        seed: int,
+        *,
+        host: int = 0,
+        hosts: int = 1,
+        prefetch: int = 8,
+        key: str = "train.batch_size",
     ):
         if len(table) < batch_size:
             raise UserError(
-                f"only {len(table)} training slices for config.train.batch_size={batch_size}: lower it or add patients"
+                f"only {len(table)} training slices for config.{key}={batch_size}: lower it or add patients"
             )
         if batch_size % hosts:
-            raise UserError(f"config.train.batch_size={batch_size} does not divide by the {hosts} hosts")
+            raise UserError(f"config.{key}={batch_size} does not divide by the {hosts} hosts")
         share = batch_size // hosts
         own = slice(host * share, (host + 1) * share)
 

@@ -1,4 +1,4 @@
-"""Scores a model on volumes: 3-D, per volume and structure, in the scan's native geometry; and its retriever beside it."""
+"""Scores a model on volumes: 3-D, per volume and structure, in the scan's native geometry; and its retriever."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_segmenter(
 
 
 def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.ndarray | None]:
-    """The gallery's patient number and rows (Z,) of a volume, so that the leak rule finds its own slices; -1: not there."""
+    """The gallery's patient number and rows (Z,) of a volume, for the leak rule; -1: not there."""
     if table is None or volume.patient not in table.patients:
         return -1, None
     rows = np.full(volume.image.shape[2], -1, np.int32)

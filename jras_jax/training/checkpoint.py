@@ -37,7 +37,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=dice, best_mode="max", preservation_policy=keep, create=True, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any], dice: float) -> None:
         """Starts to save `arrays` (a pytree) and `meta` (JSON-able) as of `step`, scored `dice` on validation."""
@@ -96,10 +97,12 @@ class Checkpoints:
         for name, digest in json.loads(manifest.read_text()).items():
             path = folder / name
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing: the checkpoint is damaged; remove {folder} to use an older one")
+                raise CheckpointError(
+                    f"{path} is missing: the checkpoint is damaged; remove {folder} to use an older one"
+                )
             if _digest(path) != digest:
                 raise CheckpointError(
-                    f"{path} does not match its checksum: the file was damaged; remove {folder} to use an older checkpoint"
+                    f"{path} does not match its checksum: the file was damaged; remove {folder} to use an older one"
                 )
 
     def close(self) -> None:

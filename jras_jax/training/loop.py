@@ -23,7 +23,7 @@ from jras_jax.errors import UserError
 from jras_jax.evaluation import evaluator
 from jras_jax.retrieval import gallery as galleries
 from jras_jax.retrieval.gallery import Gallery
-from jras_jax.training import checkpoint, initial, logs, provenance, step, state
+from jras_jax.training import checkpoint, initial, logs, provenance, state, step
 
 
 @dataclasses.dataclass
@@ -136,8 +136,8 @@ def _claim(config: Config, workdir: pathlib.Path) -> None:
         if changed:
             k = changed[0]
             raise UserError(
-                f"{workdir} holds a run with config.{k}={before.get(k)!r}, not {now[k]!r}: give another --workdir, or the "
-                "same settings to go on with it"
+                f"{workdir} holds a run with config.{k}={before.get(k)!r}, not {now[k]!r}: give another --workdir, or "
+                "the same settings to go on with it"
             )
     if jax.process_index() == 0:
         configs.save(config, file)

@@ -16,8 +16,8 @@ import jax
 from jras_jax.config import Config
 
 LEAK_WARNING = (
-    "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the training "
-    "loss then measures copying, and scores obtained this way are not comparable with honest ones"
+    "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the "
+    "training loss then measures copying, and scores obtained this way are not comparable with honest ones"
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 

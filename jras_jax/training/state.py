@@ -112,7 +112,9 @@ def parameter_groups(params: Any, config: Config) -> Any:
     def group(path: Any, _: Any) -> str:
         name = mesh.path_name(path)
         if name.startswith("retriever/"):
-            frozen = encoder.is_frozen(name.removeprefix("retriever/"), config.retriever.variant, config.retriever.trained_blocks)
+            frozen = encoder.is_frozen(
+                name.removeprefix("retriever/"), config.retriever.variant, config.retriever.trained_blocks
+            )
             return "frozen" if frozen else "retriever"
         hits = [p for p, regex in patterns if regex.search(name)]
         used.update(hits)
