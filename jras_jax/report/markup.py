@@ -1,0 +1,152 @@
+"""HTML and SVG as escaped text, and numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+NOTHING = "–"  # what stands in a table where there is no number
+
+
+class Html(str):
+    """Text that is HTML already; any other string is escaped where it enters the page."""
+
+    __slots__ = ()
+
+
+def element(name: str, /, *children: Any, **attributes: Any) -> Html:
+    """One element: `element("td", "a < b", class_="n")` is `<td class="n">a &lt; b</td>`.
+
+    Args:
+      name: of the element.
+      *children: Html as it is, other values escaped, None and "" left out, lists and the like flattened.
+      **attributes: a trailing underscore is dropped, other underscores become hyphens; None and False leave the
+        attribute out, True gives it without a value; floats are written short.
+    """
+    written = "".join(_attribute(key, value) for key, value in attributes.items())
+    inside = "".join(_flatten(children))
+    if name in _VOID or (not inside and name in _SHAPES):
+        return Html(f"<{name}{written}/>" if name in _SHAPES else f"<{name}{written}>")
+    return Html(f"<{name}{written}>{inside}</{name}>")
+
+
+_VOID = {"br", "hr", "input", "link", "meta"}
+_SHAPES = {"circle", "image", "line", "path", "polygon", "polyline", "rect", "use"}
+
+
+def _attribute(key: str, value: Any) -> str:
+    if value is None or value is False:
+        return ""
+    key = key.rstrip("_").replace("_", "-")
+    if value is True:
+        return f" {key}"
+    if isinstance(value, float):
+        value = f"{value:.2f}".rstrip("0").rstrip(".")
+    return f' {key}="{html.escape(str(value), quote=True)}"'
+
+
+def _flatten(children: Iterable[Any]) -> Iterable[str]:
+    for child in children:
+        if isinstance(child, Html):
+            yield child
+        elif isinstance(child, Iterable) and not isinstance(child, str):
+            yield from _flatten(child)
+        elif child is not None:
+            yield html.escape(str(child), quote=False)
+
+
+def join(*parts: Any) -> Html:
+    """Parts one after another, escaped as in `element`."""
+    return Html("".join(_flatten(parts)))
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number with a true minus sign and commas at thousands; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+    if not text.strip("+-0."):
+        text = text.lstrip("+-")  # no "-0.000"
+    return text.replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """'0.85 to 0.91'; nothing where an end is missing."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"{number(low, digits, signed=signed)} to {number(high, digits, signed=signed)}"
+
+
+def p_value(p: float | None) -> str:
+    """'0.032' or '< 0.001'."""
+    if p is None or not math.isfinite(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else number(p, 3)
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """'1 case', '3 cases'."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def table(
+    header: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+    *,
+    caption: Any = None,
+    text_columns: int = 1,
+    note: Any = None,
+) -> Html:
+    """A table whose first column heads its rows; columns after the first `text_columns` are numbers, right-aligned."""
+
+    def cells(row: Sequence[Any]) -> list[Html]:
+        out = []
+        for i, cell in enumerate(row):
+            kind = None if i < text_columns else "n"
+            out.append(element("th", cell, scope="row") if i == 0 else element("td", cell, class_=kind))
+        return out
+
+    head = [element("th", c, scope="col", class_=None if i < text_columns else "n") for i, c in enumerate(header)]
+    body = [element("tr", cells(row)) for row in rows]
+    inner = element(
+        "table",
+        element("caption", caption) if caption else None,
+        element("thead", element("tr", head)),
+        element("tbody", body),
+    )
+    # The box scrolls by itself on a narrow screen; tabindex lets the keyboard scroll it too.
+    label = {"aria_label": caption if isinstance(caption, str) and not isinstance(caption, Html) else "Table"}
+    box = element("div", inner, class_="scroll", tabindex="0", role="region", **label)
+    return join(box, element("p", note, class_="note") if note else None)
+
+
+def figure_number(value: str, spread: str) -> Html:
+    """A number with its interval in smaller type."""
+    return join(value, " ", element("span", f"({spread})", class_="ci")) if spread else join(value)
+
+
+def paragraph(*children: Any, class_: str | None = None) -> Html:
+    """A <p>."""
+    return element("p", *children, class_=class_)
+
+
+def absent(sentence: str) -> Html:
+    """What stands where a part of the report has nothing to show."""
+    return element("p", sentence, class_="absent")
+
+
+class Section(NamedTuple):
+    """A part of the page: its anchor, its title in the contents, and its <section>."""
+
+    anchor: str
+    title: str
+    body: Html
+
+
+def section(anchor: str, title: str, *children: Any) -> Section:
+    """A section with its heading."""
+    heading = element("h2", title, id=f"{anchor}-title")
+    body = element("section", heading, *children, id=anchor, aria_labelledby=f"{anchor}-title")
+    return Section(anchor, title, body)

@@ -1,0 +1,118 @@
+"""Puts the page together: header, contents, sections, style and script in one file that asks nothing of a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import pathlib
+import string
+from importlib import resources
+
+from jras_jax.report import analysis, cases, evidence, process, results
+from jras_jax.report.markup import Html, element, join, paragraph, plural
+from jras_jax.report.run_folder import SUMMARY, Run, read
+
+
+def write_report(
+    run_dir: str | os.PathLike[str],
+    *,
+    baseline_dir: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+    """Writes the report of a run: one HTML file, no network, the same bytes from the same files.
+
+    Args:
+      run_dir: a run folder with evaluation/summary.json; any other file may be missing, and the page then says so.
+      baseline_dir: another run folder to compare with; None takes `run_dir`/baseline where that one is evaluated.
+      output: the file to write; None is `run_dir`/report.html.
+
+    Returns:
+      The file written.
+
+    Raises:
+      ReportError: a folder is missing or not evaluated (the message says which command does it), or a file is damaged.
+    """
+    run = read(os.fspath(run_dir))
+    beside = run.path / "baseline"
+    if baseline_dir is not None:
+        baseline: Run | None = read(os.fspath(baseline_dir))
+    else:
+        baseline = read(beside) if (beside / SUMMARY).is_file() else None
+    target = pathlib.Path(output) if output is not None else run.path / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(build(run, baseline), encoding="utf-8")
+    return target
+
+
+def build(run: Run, baseline: Run | None) -> str:
+    """The page as text."""
+    found = analysis.cases(run.cases)
+    shown = {name: evidence.anchor(name) for name in cases.choose(list(run.evidence), found)}
+    comparable = baseline if baseline and baseline.cases and baseline.unit == run.unit else None
+    sections = [
+        results.headline(run, baseline),
+        results.structures(run, comparable),
+        results.breakdowns(run, comparable),
+        results.clinical_section(run),
+        process.uncertainty(run, found, shown),
+        cases.section_of(run, found, shown),
+        process.retriever(run),
+        process.training(run, baseline),
+        process.provenance(run, baseline),
+    ]
+    assets = resources.files(__package__).joinpath("assets")
+    template, style, script = (assets.joinpath(n).read_text("utf-8") for n in ("page.html", "style.css", "report.js"))
+    return string.Template(template).substitute(
+        title=element("title", f"{run.name}: report"),
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        header=_header(run),
+        contents=join(element("li", element("a", s.title, href=f"#{s.anchor}")) for s in sections),
+        sections=join(s.body for s in sections),
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy that forbids every request: only this style, this script and images within the page."""
+
+    def digest(content: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+    return f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}"
+
+
+def _header(run: Run) -> Html:
+    """Name, what kind of run it is, on whom it was scored, and the warnings."""
+    split = str(run.summary.get("split", ""))
+    patients = len({r["patient"] for r in run.cases})
+    size = f" ({plural(patients, 'patient')})" if patients else ""
+    warned = [element("li", w) for w in run.warnings]
+    warnings = element("section", element("h2", "Read with care", id="warnings-title"), element("ul", warned))
+    return join(
+        paragraph("Segmentation of cardiac MRI", class_="kicker"),
+        element("h1", run.name),
+        paragraph(
+            _kind(run), f"Scored on {_SPLITS.get(split, split or 'patients of an unknown split')}{size}.", class_="lead"
+        ),
+        element("div", warnings, class_="warning") if warned else None,
+    )
+
+
+_SPLITS = {"validation": "the validation fold", "test": "the test set", "train": "its own training patients"}
+_PROPER = {"acdc": "ACDC", "mnms": "M&Ms", "phantom": "Phantom", "unet": "U-Net", "segformer": "SegFormer"}
+_PROPER |= {"transunet": "TransUNet", "sam": "SAM"}
+
+
+def _kind(run: Run) -> str:
+    """'ACDC, U-Net, prototype fusion of 2 guides. '; what the config does not say is left out."""
+    config = {name: run.config.get(name) or {} for name in ("dataset", "backbone", "retrieval", "fusion")}
+    names = [config[part].get("name") for part in ("dataset", "backbone")]
+    words = [_PROPER.get(name, name) for name in names if name]
+    if config["retrieval"].get("enabled"):
+        guides = config["retrieval"].get("top_k", 0)
+        words.append(f"{config['fusion'].get('name', '').replace('_', '-')} fusion of {plural(guides, 'guide')}")
+    elif words:
+        words.append("no retrieval")
+    return ", ".join(words) + ". " if words else ""

@@ -1,0 +1,335 @@
+"""Sections with scores: headline, structures, breakdowns, clinical indices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jras_jax.data import PHASES
+from jras_jax.evaluation import clinical, statistics
+from jras_jax.report import analysis, charts
+from jras_jax.report.markup import (
+    NOTHING,
+    Html,
+    Section,
+    absent,
+    element,
+    figure_number,
+    interval,
+    number,
+    p_value,
+    paragraph,
+    plural,
+    section,
+    table,
+)
+from jras_jax.report.run_folder import Run, case_name
+
+TITLES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD", "hd": "HD", "jaccard": "Jaccard"}
+BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower is better"}
+
+
+def plural_unit(unit: str) -> str:
+    """'mm' or 'voxels'."""
+    return "voxels" if unit == "voxel" else unit
+
+
+def unit_of(measure: str, unit: str) -> str:
+    """' mm' for distances, '' for overlaps."""
+    return "" if measure in ("dice", "jaccard") else f" {plural_unit(unit)}"
+
+
+def digits_of(measure: str) -> int:
+    """Digits that a score deserves."""
+    return 3 if measure in ("dice", "jaccard") else 2
+
+
+def headline(run: Run, baseline: Run | None) -> Section:
+    """Mean Dice, HD95 and ASSD with intervals, beside the baseline."""
+    if not run.cases:
+        return section(
+            "headline",
+            "Headline",
+            _from_summary(run),
+            absent("evaluation/cases.csv is missing: no intervals, tests, breakdowns or plots can be given."),
+        )
+    own = {m: analysis.summarise(run.cases, m) for m in analysis.MEASURES}
+    tiles = [_tile(m, own[m], run.unit) for m in analysis.MEASURES]
+    parts: list[Any] = [element("div", *tiles, class_="tiles"), _counted(run)]
+    if baseline is None:
+        parts.append(absent("No evaluated baseline was given: whether retrieval helps cannot be read from this page."))
+    elif not baseline.cases:
+        parts.append(absent(f"The baseline {baseline.path.name} has no evaluation/cases.csv: it cannot be compared."))
+    elif baseline.unit != run.unit:
+        parts.append(
+            absent(f"The baseline's distances are in {baseline.unit}, this run's in {run.unit}: not compared.")
+        )
+    else:
+        parts += _against(run, baseline, own)
+    return section("headline", "Headline", *parts)
+
+
+def _from_summary(run: Run) -> Html:
+    mean = run.summary.get("mean", {})
+    rows = [
+        (TITLES[m], number(mean.get(m), digits_of(m)) + unit_of(m, run.unit)) for m in analysis.MEASURES if m in mean
+    ]
+    return table(["Measure", "Mean"], rows, caption="Means over all structures of all cases")
+
+
+def _tile(measure: str, summary: statistics.Summary, unit: str) -> Html:
+    digits = digits_of(measure)
+    value = element("span", number(summary.mean, digits), element("small", unit_of(measure, unit)), class_="value")
+    spread = interval(summary.low, summary.high, digits)
+    return element(
+        "div",
+        element("h3", {"dice": "Mean foreground Dice", "hd95": "Mean HD95", "assd": "Mean ASSD"}[measure]),
+        element("p", value),
+        element("p", f"95% interval {spread}" if spread else "no interval", class_="spread"),
+        element("p", BETTER[measure], class_="hint"),
+        class_="tile",
+    )
+
+
+def _counted(run: Run) -> Html:
+    """Over what the means go, and what is in no mean."""
+    patients = len({r["patient"] for r in run.cases})
+    found = {kind: sum(r.get("empty") == kind for r in run.cases) for kind in ("both", "reference", "prediction")}
+    text = (
+        f"Means over {plural(len(run.cases), 'structure')} (RV, myocardium and LV of every case) of "
+        f"{plural(patients, 'patient')}, in three dimensions. "
+        f"Intervals: bootstrap over patients, {statistics.RESAMPLES:,} draws."
+    )
+    one = found["reference"] + found["prediction"]
+    if one:
+        text += (
+            f" Where only one of the two masks is empty ({plural(found['prediction'], 'structure')} not found, "
+            f"{plural(found['reference'], 'structure')} found where there is none), Dice is 0 and there is no "
+            f"distance: "
+            f"{'it is' if one == 1 else 'these are'} not in the mean distances."
+        )
+    if found["both"]:
+        text += f" {plural(found['both'], 'structure')} empty in both masks: Dice 1, distance 0."
+    if run.unit == "voxel":
+        text += " The scans' headers give no voxel spacing, so distances are in voxels."
+    return paragraph(text, class_="note")
+
+
+def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> list[Html]:
+    compared = analysis.compare(run.cases, baseline.cases)
+    rows = []
+    for measure, paired in compared.items():
+        digits, unit = digits_of(measure), unit_of(measure, run.unit)
+        other, difference = analysis.summarise(baseline.cases, measure), paired.difference
+        rows.append(
+            (
+                f"{TITLES[measure]}{',' if unit else ''}{unit}",
+                _with_interval(own[measure].mean, own[measure].low, own[measure].high, digits),
+                _with_interval(other.mean, other.low, other.high, digits),
+                _with_interval(difference.mean, difference.low, difference.high, digits, signed=True),
+                p_value(paired.p),
+            )
+        )
+    dice = compared["dice"]
+    note = (
+        "Intervals are 95%, bootstrap over patients. The difference is run minus baseline on the same structures. "
+        f"p: Wilcoxon signed-rank test of the patients' means, Holm-corrected over these {len(rows)} measures"
+    )
+    if math.isnan(dice.p):
+        note += f"; not given for fewer than {analysis.LEAST_PATIENTS_FOR_TEST} patients"
+    if dice.n_unmatched:
+        note += f". {plural(dice.n_unmatched, 'row')} of either run without a partner left out of the difference"
+    header = ["Measure", "This run", "Baseline", "Difference", "p (Holm)"]
+    per_patient = list(dice.per_patient.items())
+    better = sum(v > 0 for _, v in per_patient)
+    return [
+        paragraph(element("strong", verdict(dice))),
+        table(header, rows, caption="This run against the baseline", note=note + "."),
+        element("h3", "Patient by patient"),
+        charts.differences(per_patient, title="Dice, run − baseline"),
+        paragraph(
+            f"{better} of {plural(len(per_patient), 'patient')} score higher than with the baseline (circles), "
+            f"{sum(v < 0 for _, v in per_patient)} lower (squares).",
+            class_="note",
+        ),
+    ]
+
+
+def verdict(paired: analysis.Paired) -> str:
+    """The comparison in one sentence that claims no more than its interval and test."""
+    d = paired.difference
+    size = f"{number(abs(d.mean))} Dice {'above' if d.mean >= 0 else 'below'} the baseline"
+    if math.isnan(d.mean):
+        return "Run and baseline share no case: they cannot be compared."
+    spread = interval(d.low, d.high, signed=True)
+    if d.low <= 0 <= d.high:
+        tail = "includes 0, so these data do not show which is better."
+    elif math.isnan(paired.p):
+        tail = f"excludes 0, but with {plural(d.n_patients, 'patient')} no test is made: weak evidence."
+    elif paired.p < 0.05:
+        tail = f"excludes 0, and Holm-corrected p is {p_value(paired.p)}."
+    else:
+        tail = f"excludes 0, but Holm-corrected p is {p_value(paired.p)}: weak evidence."
+    return f"The run is {size}; the 95% interval of the difference ({spread}) {tail}"
+
+
+def _with_interval(mean: float, low: float, high: float, digits: int, *, signed: bool = False) -> Html:
+    return figure_number(number(mean, digits, signed=signed), interval(low, high, digits, signed=signed))
+
+
+def structures(run: Run, baseline: Run | None) -> Section:
+    """Scores per structure and phase: box plots and a table."""
+    if not run.cases:
+        return section("structures", "Structures", absent("Needs evaluation/cases.csv."))
+    groups = analysis.group_rows(run.cases, "structure", "phase")
+    other = analysis.group_rows(baseline.cases, "structure", "phase") if baseline else {}
+    labels = [" ".join(filter(None, g)) for g in groups]
+    parts: list[Any] = []
+    for measure in ("dice", "hd95"):
+        series = [("This run", [_values(rows, measure) for rows in groups.values()])]
+        if other:
+            series.append(("Baseline", [_values(other.get(g, []), measure) for g in groups]))
+        title = "Dice" if measure == "dice" else f"HD95, {plural_unit(run.unit)}"
+        include = [1.0] if measure == "dice" else [0.0]
+        parts.append(charts.box_plot(labels, series, title=title, include=include, digits=digits_of(measure)))
+    parts.append(
+        paragraph("Box: quartiles and median. Whiskers: last value within 1.5 box lengths. Dots: cases.", class_="note")
+    )
+    rows = [_score_row(label, own, other.get(g, [])) for (g, own), label in zip(groups.items(), labels, strict=True)]
+    header = _score_header(run.unit, bool(other), "Structure and phase")
+    parts.append(
+        table(
+            header,
+            rows,
+            caption="Scores by structure and phase",
+            note="Mean ± SD over cases; 95% interval of the mean over patients.",
+        )
+    )
+    return section("structures", "Structures and phases", *parts)
+
+
+def _values(rows: analysis.Rows, measure: str) -> charts.Values:
+    return charts.Values([analysis.number_of(r, measure) for r in rows], [case_name(r) for r in rows])
+
+
+def _score_header(unit: str, compared: bool, first: str) -> list[str]:
+    header = [
+        first,
+        "Patients",
+        "Dice",
+        "95% interval",
+        f"HD95, {plural_unit(unit)}",
+        f"ASSD, {plural_unit(unit)}",
+        "One mask empty",
+    ]
+    return header + (["Dice, run − baseline"] if compared else [])
+
+
+def _score_row(label: str, rows: analysis.Rows, baseline: analysis.Rows) -> list[Any]:
+    dice, hd95, assd = (analysis.summarise(rows, m) for m in analysis.MEASURES)
+    cells: list[Any] = [
+        label,
+        dice.n_patients,
+        _with_sd(dice, 3),
+        interval(dice.low, dice.high) or NOTHING,
+        _with_sd(hd95, 2),
+        _with_sd(assd, 2),
+        sum(r.get("empty") in ("reference", "prediction") for r in rows) or NOTHING,
+    ]
+    if baseline:
+        d = analysis.compare(rows, baseline)["dice"].difference
+        cells.append(_with_interval(d.mean, d.low, d.high, 3, signed=True))
+    return cells
+
+
+def _with_sd(summary: statistics.Summary, digits: int) -> str:
+    return number(summary.mean, digits) + (f" ± {number(summary.sd, digits)}" if summary.n > 1 else "")
+
+
+def breakdowns(run: Run, baseline: Run | None) -> Section:
+    """Scores by pathology group, vendor and centre."""
+    if not run.cases:
+        return section("breakdowns", "Groups, vendors, centres", absent("Needs evaluation/cases.csv."))
+    parts: list[Any] = []
+    single: list[str] = []
+    for column, title in (("group", "Pathology group"), ("vendor", "Vendor"), ("centre", "Centre")):
+        groups = analysis.group_rows(run.cases, column)
+        if len(groups) < 2:
+            only = next(iter(groups))[0]
+            single.append(f"{title.lower()}: {'all ' + only if only else 'not known'}")
+            continue
+        other = analysis.group_rows(baseline.cases, column) if baseline else {}
+        rows = [_score_row(g[0] or "not known", own, other.get(g, [])) for g, own in groups.items()]
+        if any(len(r) != len(rows[0]) for r in rows):
+            rows = [r + [NOTHING] * (8 - len(r)) for r in rows]
+        parts.append(
+            table(_score_header(run.unit, len(rows[0]) > 7, title), rows, caption=f"Scores by {title.lower()}")
+        )
+    if parts:
+        parts.append(
+            paragraph(
+                "All structures and phases together. Small groups have wide intervals; ",
+                "differences between groups are not tested.",
+                class_="note",
+            )
+        )
+    if single:
+        parts.append(absent("No breakdown where all cases are alike (" + "; ".join(single) + ")."))
+    return section("breakdowns", "Groups, vendors, centres", *parts)
+
+
+def clinical_section(run: Run) -> Section:
+    """Clinical indices: agreement table and Bland-Altman plots."""
+    title = "Clinical indices"
+    phases = {r["phase"] for r in run.cases}
+    if not run.cases or not phases & set(PHASES):
+        return section("clinical", title, absent("Needs evaluation/cases.csv with the phases ED and ES."))
+    found = analysis.clinical_indices(run.cases)
+    if not found:
+        return section("clinical", title, absent("No patient has the volumes that the indices need."))
+    rows = []
+    for index in found:
+        a, d = index.agreement, index.digits
+        rows.append(
+            (
+                f"{index.title}, {index.unit}",
+                a.n,
+                number(_mean(index.reference), d),
+                number(_mean(index.predicted), d),
+                number(a.bias, d, signed=True),
+                interval(a.low, a.high, d, signed=True) or NOTHING,
+                number(a.mean_absolute, d),
+                number(a.pearson, 3),
+            )
+        )
+    header = [
+        "Index",
+        "Patients",
+        "Reference",
+        "Prediction",
+        "Bias",
+        "95% limits of agreement",
+        "Mean |difference|",
+        "Pearson r",
+    ]
+    plots = [_bland_altman(index) for index in found]
+    in_ml = any(i.unit == "g" for i in found)
+    note = (
+        "Bias: prediction minus reference. Limits of agreement: bias ± 1.96 SD (Bland and Altman, 1986). Indices as ACDC "
+        f"defines them. {f'Mass with {clinical.DENSITY} g/ml.' if in_ml else clinical.VOXEL_NOTE}"
+    )
+    agreement = table(header, rows, caption="Agreement with the reference", note=note)
+    return section("clinical", title, agreement, charts.figures(*plots))
+
+
+def _bland_altman(index: analysis.Index) -> Html:
+    pairs = zip(index.predicted, index.reference, index.patients, strict=True)
+    points = [charts.Point((p + r) / 2, p - r, name) for p, r, name in pairs]
+    a = index.agreement
+    return charts.bland_altman(points, a.bias, a.low, a.high, title=index.title, unit=index.unit, digits=index.digits)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
