@@ -86,6 +86,7 @@ def _policy(style: str, script: str) -> str:
 def _header(run: Run) -> Html:
     """Name, what kind of run it is, on whom it was scored, and the warnings."""
     split = str(run.summary.get("split", ""))
+    where = _SPLITS.get(split, split or "patients of an unknown split")
     patients = len({r["patient"] for r in run.cases})
     size = f" ({plural(patients, 'patient')})" if patients else ""
     warned = [element("li", w) for w in run.warnings]
@@ -93,9 +94,7 @@ def _header(run: Run) -> Html:
     return join(
         paragraph("Segmentation of cardiac MRI", class_="kicker"),
         element("h1", run.name),
-        paragraph(
-            _kind(run), f"Scored on {_SPLITS.get(split, split or 'patients of an unknown split')}{size}.", class_="lead"
-        ),
+        paragraph(_kind(run), f"Scored on {where}{size}.", class_="lead"),
         element("div", warnings, class_="warning") if warned else None,
     )
 

@@ -214,15 +214,8 @@ def _values(rows: analysis.Rows, measure: str) -> charts.Values:
 
 
 def _score_header(unit: str, compared: bool, first: str) -> list[str]:
-    header = [
-        first,
-        "Patients",
-        "Dice",
-        "95% interval",
-        f"HD95, {plural_unit(unit)}",
-        f"ASSD, {plural_unit(unit)}",
-        "One mask empty",
-    ]
+    unit = plural_unit(unit)
+    header = [first, "Patients", "Dice", "95% interval", f"HD95, {unit}", f"ASSD, {unit}", "One mask empty"]
     return header + (["Dice, run − baseline"] if compared else [])
 
 
@@ -316,8 +309,8 @@ def clinical_section(run: Run) -> Section:
     plots = [_bland_altman(index) for index in found]
     in_ml = any(i.unit == "g" for i in found)
     note = (
-        "Bias: prediction minus reference. Limits of agreement: bias ± 1.96 SD (Bland and Altman, 1986). Indices as ACDC "
-        f"defines them. {f'Mass with {clinical.DENSITY} g/ml.' if in_ml else clinical.VOXEL_NOTE}"
+        "Bias: prediction minus reference. Limits of agreement: bias ± 1.96 SD (Bland and Altman, 1986). Indices as "
+        f"ACDC defines them. {f'Mass with {clinical.DENSITY} g/ml.' if in_ml else clinical.VOXEL_NOTE}"
     )
     agreement = table(header, rows, caption="Agreement with the reference", note=note)
     return section("clinical", title, agreement, charts.figures(*plots))
