@@ -1,0 +1,131 @@
+"""Predictions as the challenges want them: files, names, labels and geometry."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from jras_jax.data import LABEL_CONVENTIONS, NUM_CLASSES, PHASES, Volume, nifti
+from jras_jax.errors import UserError
+
+# A case and its segmentation: (X, Y, Z) on the native grid, in the project's labels.
+Prediction = tuple[Volume, np.ndarray]
+
+
+def export_acdc(
+    predictions: Iterable[Prediction],
+    folder: str | os.PathLike[str],
+    scans: str | os.PathLike[str],
+) -> list[pathlib.Path]:
+    """Writes the layout of an ACDC submission: patientNNN_ED.nii.gz and patientNNN_ES.nii.gz, in ACDC's labels.
+
+    Args:
+      predictions: written one by one, so that a generator may make them.
+      folder: where to.
+      scans: the folder that `Volume.source` is relative to (the official download); each mask gets its scan's geometry.
+
+    Returns:
+      The files written.
+
+    Raises:
+      UserError: a phase is unknown, a case comes twice, a source scan is missing or has another shape.
+    """
+    written: list[pathlib.Path] = []
+    for volume, labels in predictions:
+        _check_phase(volume)
+        path = pathlib.Path(folder) / f"{volume.patient}_{volume.phase}.nii.gz"
+        if path in written:
+            raise UserError(f"{volume.case}: comes twice among the predictions")
+        scan = _source(volume, labels, scans)
+        if scan.array.ndim == 4:
+            scan = _frame(scan, volume.frame)
+        nifti.write_mask(path, _converted(labels, "acdc"), scan)
+        written.append(path)
+    return written
+
+
+def export_mnms(
+    predictions: Iterable[Prediction],
+    folder: str | os.PathLike[str],
+    scans: str | os.PathLike[str],
+    *,
+    suffix: str = "_sa_pred",
+) -> list[pathlib.Path]:
+    """Writes one 4-D mask a patient, in the layout and labels of M&Ms' CODE_sa_gt.nii.gz: labels at ED and ES alone.
+
+    Args:
+      predictions: both phases of each patient (a patient with one phase has labels at that frame only).
+      folder: where to; files are CODE/CODE`suffix`.nii.gz.
+      scans: the folder that `Volume.source` is relative to; each mask gets its scan's geometry and number of frames.
+      suffix: after the code. Not '_sa_gt', so that nobody takes a prediction for the truth.
+
+    Returns:
+      The files written.
+
+    Raises:
+      UserError: a phase is unknown, two cases of a patient share a frame, they come from different scans, or the source
+        scan is missing or has another shape.
+    """
+    patients: dict[str, list[Prediction]] = {}
+    for volume, labels in predictions:
+        _check_phase(volume)
+        patients.setdefault(volume.patient, []).append((volume, labels))
+    written = []
+    for patient, cases in patients.items():
+        frames = [volume.frame for volume, _ in cases]
+        if len(set(frames)) < len(frames):
+            raise UserError(f"patient {patient}: two predictions are of frame {max(frames, key=frames.count)}")
+        sources = {volume.source for volume, _ in cases}
+        if len(sources) > 1:
+            raise UserError(f"patient {patient}: ED and ES come from different scans ({', '.join(sorted(sources))})")
+        scan = _source(*cases[0], scans)
+        if scan.array.ndim == 3:  # a single frame; its third axis alone is kept by the reader
+            raise UserError(f"{scan.path}: has no time frames; the M&Ms layout is for 4-D scans")
+        mask = np.zeros(scan.array.shape, np.uint8)
+        for volume, labels in cases:
+            _check_fit(volume, labels, scan)
+            mask[..., volume.frame] = _converted(labels, "mnms")
+        path = pathlib.Path(folder) / patient / f"{patient}{suffix}.nii.gz"
+        nifti.write_mask(path, mask, scan)
+        written.append(path)
+    return written
+
+
+def _converted(labels: np.ndarray, convention: str) -> np.ndarray:
+    """Project labels -> the data set's own, uint8."""
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < NUM_CLASSES:
+        raise ValueError(f"labels must be 0 to {NUM_CLASSES - 1}, not {labels.min()} to {labels.max()}")
+    return np.array(LABEL_CONVENTIONS[convention], np.uint8)[labels]
+
+
+def _check_phase(volume: Volume) -> None:
+    if volume.phase not in PHASES:
+        raise UserError(f"{volume.case}: its phase is unknown; the challenges want {' and '.join(PHASES)}")
+
+
+def _source(volume: Volume, labels: np.ndarray, scans: str | os.PathLike[str]) -> nifti.Scan:
+    """The scan that a volume was read from."""
+    path = pathlib.Path(scans) / volume.source
+    if not volume.source or not path.is_file():
+        raise UserError(f"{volume.case}: its scan {path} is not there; give the folder of the official download")
+    scan = nifti.read_scan(path)
+    _check_fit(volume, labels, scan)
+    return scan
+
+
+def _check_fit(volume: Volume, labels: np.ndarray, scan: nifti.Scan) -> None:
+    if scan.array.shape[:3] != labels.shape:
+        raise UserError(f"{scan.path}: its shape {scan.array.shape[:3]} is not {labels.shape}, that of {volume.case}")
+    if scan.array.ndim == 4 and volume.frame >= scan.array.shape[3]:
+        raise UserError(f"{scan.path}: has {scan.array.shape[3]} frames, none of number {volume.frame} ({volume.case})")
+
+
+def _frame(scan: nifti.Scan, number: int) -> nifti.Scan:
+    """One frame of a 4-D scan, its header that of a 3-D file."""
+    header = scan.header.copy()
+    header.set_data_shape(scan.array.shape[:3])
+    return dataclasses.replace(scan, array=scan.array[..., number], header=header)
