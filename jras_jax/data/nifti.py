@@ -248,6 +248,8 @@ def _parse(path: pathlib.Path, data: bytes) -> tuple[Any, np.ndarray]:
         raise ScanError(path, f"its NIfTI header cannot be read ({_first_line(e)})") from e
     finally:
         nibabel_log.setLevel(level)
+    if raw["magic"].item().startswith(b"ni"):
+        raise ScanError(path, "its voxels lie in a separate .img file; convert the pair to one .nii file")
     return image, np.asarray(raw["pixdim"][1:4], np.float64)
 
 

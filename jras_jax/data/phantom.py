@@ -106,7 +106,7 @@ def _write_patient(folder: pathlib.Path, split: str, number: int, seed: int, mat
 
 
 def _draw_stage(rng: np.random.Generator, heart: Heart, matrix: tuple[int, int]) -> Stage:
-    """Pixel size, matrix, slices, and where the heart lies: a little elsewhere in each slice, as breath holds differ."""
+    """Pixel size, matrix, slices, and where the heart lies: a bit elsewhere in each slice, as breath holds differ."""
     pixel, thickness = round(float(rng.uniform(1.3, 1.8)), 4), float(rng.choice([5.0, 7.0, 8.0, 8.0, 10.0, 10.0]))
     sides = [int(np.clip(round(rng.uniform(140, 170) / pixel), *matrix)) for _ in range(2)]
     bottom = heart.length + 0.6 * heart.wall
