@@ -120,7 +120,7 @@ def test_anatomy_in_every_scan(written):
             np.testing.assert_array_equal(scan.affine, labels.affine)
             mask = labels.array
             assert set(np.unique(mask)) == {0, 1, 2, 3}
-            assert 80 <= min(mask.shape[:2]) and max(mask.shape[:2]) <= 112
+            assert min(mask.shape[:2]) >= 80 and max(mask.shape[:2]) <= 112
             assert (scan.array >= 0).all()
             has = {k: np.flatnonzero((mask == k).any((0, 1))) for k in (1, 2, 3)}
             assert has[1].max() < has[3].max() <= has[2].max()  # base first; RV, LV, myocardium end in this order
@@ -146,7 +146,7 @@ def test_recorded_volumes_are_those_of_the_files(written):
 
 
 def test_world_coordinates_are_truthful_under_flips_and_transposes(written):
-    """However a file is stored, the RV lies towards the patient's right of the LV, and the apex to the left and feet."""
+    """However a file is stored, the RV lies to the patient's right of the LV, the apex to the left and feet."""
     folder, patients = written
     stored = set()
     for p in patients:
