@@ -52,10 +52,12 @@ def limits(values: Iterable[float], *, include: Sequence[float] = (), about: int
 
 
 def tick_label(value: float, step: float) -> str:
-    """As many digits as the step between ticks needs; 20k for 20000."""
-    if abs(value) >= 10000 and step >= 1000:
+    """As many digits as the step between ticks needs; thousands as 20k where the step is in ten thousands."""
+    if step >= 10_000 and value:
         return f"{number(value / 1000, 0)}k"
-    if value and abs(step) < 1e-3:
+    if abs(step) < 1e-3:
+        if not value:
+            return "0"
         return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
     return number(value, max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2)
 
@@ -68,9 +70,9 @@ class Frame:
     height: float
     x_limits: tuple[float, float]
     y_limits: tuple[float, float]
-    left: float = 52
+    left: float = 48
     right: float = 14
-    top: float = 12
+    top: float = 24
     bottom: float = 40
 
     @property
@@ -90,9 +92,8 @@ class Frame:
             y = self.y(value)
             parts.append(element("line", x1=self.left, x2=self.width - self.right, y1=y, y2=y, class_="grid"))
             parts.append(text(self.left - 7, y + 4, tick_label(value, step), anchor="end", class_="tick"))
-        middle = (self.top + self.height - self.bottom) / 2
-        turned = text(0, 0, title, anchor="middle", class_="axis", transform=f"translate(12 {middle:.1f}) rotate(-90)")
-        return [*parts, turned]
+        # Upright, over the axis: turned text is hard to read and runs into the tick labels.
+        return [*parts, text(0, 10, title, class_="axis")] if title else parts
 
     def x_axis(self, title: str, about: int = 5) -> list[Html]:
         """Tick labels and a title under the chart."""

@@ -31,7 +31,9 @@ def section_of(run: Run, found: Sequence[analysis.Case], shown: Mapping[str, str
         parts += [
             paragraph(
                 f"{plural(len(shown), 'case')} of {max(len(found), len(shown))}, from the lowest Dice to the highest. ",
-                "The slider, or the arrow keys on it, moves through the slices; each slice has its own guides.",
+                "The slider, or the arrow keys on it, moves through the slices; each slice has its own guides. ",
+                "Slices, contours and Dice per slice are those of the model grid; the headings' scores are those of ",
+                "the whole volume on the scan's own grid.",
             ),
             evidence.key(),
         ]

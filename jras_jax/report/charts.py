@@ -59,7 +59,7 @@ def box_plot(
       digits: of the medians in the text alternative.
     """
     everything = [v for _, columns in series for c in columns for v in c.values]
-    width, height = WIDE, 270.0
+    width, height = WIDE, 280.0
     frame = Frame(width, height, (0, len(groups)), limits(everything, include=include))
     parts = [*frame.y_axis(title)]
     slot = frame.x(1) - frame.x(0)
@@ -115,7 +115,7 @@ def bland_altman(
     points: Sequence[Point], bias: float, low: float, high: float, *, title: str, unit: str, digits: int = 1
 ) -> Html:
     """Difference (prediction - reference) over their mean, with bias and 95% limits of agreement."""
-    width, height = SMALL, 240.0
+    width, height = SMALL, 250.0
     shown = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     known = [v for v in (bias, low, high) if math.isfinite(v)]
     frame = Frame(
@@ -169,7 +169,7 @@ def curves(
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for _, y in line.points]
     x_high = max(xs, default=1.0)
-    frame = Frame(width, height, (min([0.0, *xs]), x_high or 1.0), limits(ys, include=include), right=16)
+    frame = Frame(width, height, (min([0.0, *xs]), x_high or 1.0), limits(ys, include=include), right=16, top=10)
     parts = [*frame.y_axis("", 4), *frame.x_axis(x_title, 4)]
     spoken = []
     for i, line in enumerate(kept):
@@ -199,7 +199,7 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
 
 def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: Sequence[float] = ()) -> Html:
     """A cloud of named points, one shape a kind."""
-    width, height = SMALL, 240.0
+    width, height = SMALL, 250.0
     shown = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     kinds = sorted({p.kind for p in shown})
     frame = Frame(width, height, limits([p.x for p in shown]), limits([p.y for p in shown], include=y_include))
@@ -219,9 +219,9 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: S
 def levels(rows: Sequence[tuple[str, float, bool]], *, title: str, include: Sequence[float] = (0.0, 1.0)) -> Html:
     """Named values on one axis, the value in figures beside each; True marks what this run itself does."""
     left, row_height = 250.0, 30.0
-    width, height = 720.0, row_height * len(rows) + 46
+    width, height = 720.0, row_height * len(rows) + 44
     frame = Frame(
-        width, height, limits([v for _, v, _ in rows], include=include), (0, 1), left=left, right=60, bottom=40
+        width, height, limits([v for _, v, _ in rows], include=include), (0, 1), left=left, right=60, bottom=40, top=4
     )
     parts = [*frame.x_axis(title)]
     for i, (name, value, own) in enumerate(rows):
@@ -246,9 +246,9 @@ def differences(rows: Sequence[tuple[str, float]], *, title: str) -> Html:
     parts = [*frame.y_axis(title)]
     parts.append(element("line", x1=frame.left, x2=width - frame.right, y1=frame.y(0), y2=frame.y(0), class_="zero"))
     for i, (name, value) in enumerate(ordered):
-        x, kind = frame.x(i + 0.5), "better" if value > 0 else "worse"
+        x, kind = frame.x(i + 0.5), "better" if value > 0 else "worse" if value < 0 else "control"
         parts.append(element("line", x1=x, x2=x, y1=frame.y(0), y2=frame.y(value), class_=f"stem {kind}"))
-        shape = "circle" if value > 0 else "square"
+        shape = "square" if value < 0 else "circle"
         parts.append(
             marker(shape, x, frame.y(value), 4.0, f"{name} {number(value, 3, signed=True)}", class_=f"level {kind}")
         )

@@ -90,12 +90,18 @@ def _header(run: Run) -> Html:
     patients = len({r["patient"] for r in run.cases})
     size = f" ({plural(patients, 'patient')})" if patients else ""
     warned = [element("li", w) for w in run.warnings]
-    warnings = element("section", element("h2", "Read with care", id="warnings-title"), element("ul", warned))
+    warnings = element(
+        "aside",
+        element("h2", "Read with care", id="warnings-title"),
+        element("ul", warned),
+        class_="warning",
+        aria_labelledby="warnings-title",
+    )
     return join(
         paragraph("Segmentation of cardiac MRI", class_="kicker"),
         element("h1", run.name),
         paragraph(_kind(run), f"Scored on {where}{size}.", class_="lead"),
-        element("div", warnings, class_="warning") if warned else None,
+        warnings if warned else None,
     )
 
 

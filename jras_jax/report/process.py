@@ -201,6 +201,10 @@ def provenance(run: Run, baseline: Run | None) -> Section:
         "Protocol": summary.get("protocol"),
         "Gallery": _inline(summary.get("gallery")),
         "Unit of distances": run.unit,
+        "Fold": summary.get("fold"),
+        "Post-processing": summary.get("postprocess"),
+        "Test-time augmentation": None if "tta" not in summary else "on" if summary["tta"] else "off",
+        "Evaluated with": element("code", summary["git_revision"]) if summary.get("git_revision") else None,
     }
     versions = facts.get("versions") or {}
     known["Versions"] = (

@@ -32,7 +32,7 @@ BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower 
 
 def plural_unit(unit: str) -> str:
     """'mm' or 'voxels'."""
-    return "voxels" if unit == "voxel" else unit
+    return {"voxel": "voxels", "mixed": "mm and voxels mixed, not averaged"}.get(unit, unit)
 
 
 def unit_of(measure: str, unit: str) -> str:
@@ -113,7 +113,14 @@ def _counted(run: Run) -> Html:
         text += f" {plural(found['both'], 'structure')} empty in both masks: Dice 1, distance 0."
     if run.unit == "voxel":
         text += " The scans' headers give no voxel spacing, so distances are in voxels."
+    text += _OPTIMISM.get(str(run.summary.get("split")), "")
     return paragraph(text, class_="note")
+
+
+_OPTIMISM = {
+    "validation": " The checkpoint was chosen by its Dice on this same fold, so these scores are somewhat optimistic.",
+    "train": " These patients were trained on: the scores say nothing about new ones.",
+}
 
 
 def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> list[Html]:
@@ -145,7 +152,7 @@ def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> 
     better = sum(v > 0 for _, v in per_patient)
     return [
         paragraph(element("strong", verdict(dice))),
-        table(header, rows, caption="This run against the baseline", note=note + "."),
+        table(header, rows, caption=f"{run.name} against the baseline, {baseline.name}", note=note + "."),
         element("h3", "Patient by patient"),
         charts.differences(per_patient, title="Dice, run − baseline"),
         paragraph(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax.errors import UserError
-from jras_jax.evaluation.metrics import read_cases_csv
+from jras_jax.evaluation.metrics import DISTANCES, read_cases_csv
 
 SUMMARY = pathlib.PurePosixPath("evaluation/summary.json")
 CASES = pathlib.PurePosixPath("evaluation/cases.csv")
@@ -31,7 +32,7 @@ class Run:
       metrics: metrics.csv, column -> list of (step, value), steps ascending, empty cells left out.
       summary: evaluation/summary.json.
       cases: evaluation/cases.csv as `jras_jax.evaluation.metrics.read_cases_csv` gives it, one mapping a structure of
-        a case; empty where the file is missing.
+        a case; empty where the file is missing; without distances where their units are mixed.
       evidence: case name -> .npz file.
     """
 
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """Of distances: 'mm' or 'voxel'."""
+        """Of distances: 'mm', 'voxel' or 'mixed'."""
         return str(self.summary.get("unit") or next((c["unit"] for c in self.cases if c.get("unit")), "voxel"))
 
     @property
@@ -82,9 +83,17 @@ def read(path: str | pathlib.Path) -> Run:
         splits=_json(path / "splits.json"),
         metrics=_metrics(path / "metrics.csv"),
         summary=_json(path / SUMMARY),
-        cases=read_cases_csv(path / CASES) if (path / CASES).is_file() else [],
+        cases=_cases(path / CASES),
         evidence={f.stem: f for f in sorted((path / EVIDENCE).glob("*.npz"))},
     )
+
+
+def _cases(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of cases.csv; where mm and voxels are mixed, without distances, which then cannot be averaged."""
+    rows = read_cases_csv(path) if path.is_file() else []
+    if len({row.get("unit") for row in rows}) > 1:
+        rows = [row | dict.fromkeys(DISTANCES, math.nan) for row in rows]
+    return rows
 
 
 def case_name(row: Mapping[str, Any]) -> str:

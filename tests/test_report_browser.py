@@ -1,0 +1,233 @@
+"""The report in headless Chromium, driven through chromedriver's W3C WebDriver protocol by the standard library."""
+
+import base64
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from jras_jax.report import write_report
+from tests.test_report import write_fake_run
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver (Debian: chromium, chromium-driver)"
+)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+FLAGS += ("--disable-background-networking", "--disable-component-update", "--window-size=1366,900")
+ARROW_RIGHT, HOME, TAB = "\ue014", "\ue011", "\ue004"
+
+
+class Browser:
+    """A session of chromedriver: just the commands that these tests need."""
+
+    def __init__(self, profile: pathlib.Path):
+        # Port 0 lets the driver choose a free one, which it then prints.
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen([DRIVER, "--port=0"], text=True, **pipes)
+        for line in self._process.stdout:
+            if found := re.search(r"successfully on port (\d+)", line):
+                self._address = f"http://127.0.0.1:{found[1]}"
+                break
+        else:
+            raise RuntimeError("chromedriver did not start")
+        options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        self._session = ""
+        try:
+            self._session = self.send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, method: str, path: str, body: dict | None = None):
+        """One command; returns its value."""
+        address = f"{self._address}{f'/session/{self._session}' if self._session else ''}{path}"
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        # An opener without proxies: the driver is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        request = urllib.request.Request(address, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with opener.open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as e:
+            raise RuntimeError(f"{method} {path}: {e.read().decode()[:500]}") from e
+
+    def open(self, file: pathlib.Path) -> None:
+        self.send("POST", "/url", {"url": file.resolve().as_uri()})
+
+    def script(self, code: str, *arguments):
+        return self.send("POST", "/execute/async", {"script": _AWAIT % code, "args": list(arguments)})
+
+    def press(self, *keys: str) -> None:
+        actions = [a for key in keys for a in ({"type": "keyDown", "value": key}, {"type": "keyUp", "value": key})]
+        self.send("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def log(self, kind: str) -> list[dict]:
+        return self.send("POST", "/se/log", {"type": kind})
+
+    def devtools(self, command: str, **parameters):
+        return self.send("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def scheme(self, name: str) -> None:
+        """Makes the reader prefer 'light' or 'dark'."""
+        self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+
+    def screenshot(self, file: pathlib.Path) -> None:
+        file.write_bytes(base64.b64decode(self.send("GET", "/screenshot")))
+
+    def close(self) -> None:
+        try:
+            if self._session:
+                self.send("DELETE", "")
+        finally:
+            self._process.terminate()
+            self._process.wait(10)
+
+
+_AWAIT = "const done = arguments[arguments.length - 1]; (async () => { %s })().then(done, e => done(String(e)));"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report with retrieval and a baseline."""
+    root = tmp_path_factory.mktemp("report")
+    write_fake_run(root / "run")
+    write_fake_run(root / "run" / "baseline", noise=1.6, guides=0)
+    return write_report(root / "run")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One browser for all tests, with an empty profile."""
+    session = Browser(tmp_path_factory.mktemp("profile"))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The browser, with the report freshly loaded and its logs emptied."""
+    for kind in ("browser", "performance"):
+        browser.log(kind)
+    browser.open(page)
+    return browser
+
+
+# Index of the slice that a panel shows, and what its slider and output say of it.
+SHOWN = """
+  const panel = document.querySelectorAll('.panel')[arguments[0]];
+  const seen = [...panel.querySelectorAll('.slice')].filter(s => s.checkVisibility()).map(s => +s.dataset.slice);
+  const slider = panel.querySelector('input[type=range]');
+  return [seen, +slider.value, panel.querySelector('output').textContent, slider.getAttribute('aria-valuetext')];
+"""
+
+
+def test_console_stays_silent_and_nothing_is_requested(opened, page):
+    opened.script("document.querySelectorAll('details').forEach(d => { d.open = true; }); return true;")
+    time.sleep(0.3)
+    assert opened.log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in opened.log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert page.resolve().as_uri() in asked, "the log does not see requests"
+    assert [url for url in asked if not url.startswith("data:")] == [page.resolve().as_uri()]
+
+
+def test_policy_lets_the_page_reach_no_network(opened):
+    blocked = opened.script("return fetch('http://127.0.0.1:9/').then(() => 'sent', e => e.name)")
+    assert blocked == "TypeError"
+    assert any("Content Security Policy" in entry["message"] for entry in opened.log("browser"))
+
+
+def test_every_image_loads(opened):
+    sizes = opened.script(
+        "return Promise.all([...document.querySelectorAll('image')].map(async (node) => {"
+        "  const image = new Image(); image.src = node.getAttribute('href'); await image.decode();"
+        "  return image.naturalWidth * image.naturalHeight; }))"
+    )
+    # 4 cases of 5 slices, each a query, an error map and two guides.
+    assert len(sizes) == 4 * 5 * 4 and min(sizes) > 0
+
+
+def test_keys_move_the_slider_through_the_slices(opened):
+    before = opened.script(SHOWN, 0)
+    opened.script("document.querySelector('.panel input[type=range]').focus(); return true;")
+    opened.press(HOME)
+    assert opened.script(SHOWN, 0) == [[0], 1, "1 of 5", "Slice 1 of 5"]
+    opened.press(ARROW_RIGHT, ARROW_RIGHT)
+    assert opened.script(SHOWN, 0) == [[2], 3, "3 of 5", "Slice 3 of 5"]
+    current = (
+        "return [...document.querySelectorAll('.panel')[0].querySelectorAll('.current')].map(b => +b.dataset.slice)"
+    )
+    assert opened.script(current) == [2]
+    # The other panels stay where they are, and each opens on one slice.
+    assert [len(opened.script(SHOWN, i)[0]) for i in range(4)] == [1] * 4 and len(before[0]) == 1
+
+
+def test_pixels_change_with_the_slice(opened, tmp_path):
+    opened.script("document.querySelector('.panel').scrollIntoView(); return true;")
+    frames = []
+    opened.script("document.querySelector('.panel input[type=range]').focus(); return true;")
+    for key in (HOME, ARROW_RIGHT):
+        opened.press(key)
+        opened.screenshot(tmp_path / "frame.png")
+        frames.append((tmp_path / "frame.png").read_bytes())
+    assert frames[0] != frames[1] and min(map(len, frames)) > 20_000
+
+
+def test_contours_are_apart_without_colour_and_can_be_hidden(opened):
+    style = "getComputedStyle(document.querySelector(`.panel .${kind} path`)).strokeDasharray"
+    dashes = opened.script(f"return ['truth', 'prediction'].map(kind => {style})")
+    assert dashes[0] == "none" and dashes[1] != "none"
+    for layer in ("truth", "prediction", "mask"):
+        box = f"document.querySelector('.panel input[data-layer^={layer}]')"
+        found = f"document.querySelectorAll('.panel:first-of-type .slice:not([hidden]) .{layer}')"
+        seen = f"[...{found}].some(g => getComputedStyle(g).display !== 'none')"
+        assert opened.script(f"return {seen}")
+        opened.script(f"{box}.click(); return true;")
+        assert not opened.script(f"return {seen}")
+
+
+def test_every_control_has_a_name_and_can_be_reached(opened):
+    opened.devtools("Accessibility.enable")
+    nodes = opened.devtools("Accessibility.getFullAXTree")["nodes"]
+    for role, least in (("slider", 4), ("checkbox", 12), ("image", 20), ("link", 9)):
+        names = [n["name"]["value"] for n in nodes if n.get("role", {}).get("value") == role and not n["ignored"]]
+        assert len(names) >= least and all(names), role
+    opened.press(TAB)
+    assert opened.script("return document.activeElement.textContent") == "Skip to the results"
+
+
+def test_colours_follow_the_readers_preference(opened):
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    found = {}
+    for name in ("light", "dark"):
+        opened.scheme(name)
+        found[name] = sum(map(int, re.findall(r"\d+", opened.script(ground))[:3]))
+    assert found["light"] > 700 and found["dark"] < 100
+    opened.scheme("light")
+
+
+@pytest.mark.parametrize("width", [390, 800, 1366])
+def test_nothing_runs_out_of_the_window(opened, width):
+    opened.devtools("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+    try:
+        assert opened.script("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    finally:
+        opened.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+def test_printing_unfolds_what_is_folded(opened):
+    folded = "return document.querySelectorAll('details:not([open])').length"
+    before = opened.script(folded)
+    opened.script("dispatchEvent(new Event('beforeprint')); return true;")
+    assert before > 0 and opened.script(folded) == 0
+    opened.script("dispatchEvent(new Event('afterprint')); return true;")
+    assert opened.script(folded) == before
