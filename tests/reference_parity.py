@@ -1,0 +1,87 @@
+"""What the parity tests share: a randomly initialised torch model goes through safetensors and our converter.
+
+Back come its parameters, or its gradients, in our names.
+"""
+
+import copy
+import pathlib
+
+import flax.traverse_util
+import numpy as np
+import pytest
+
+from jras_jax import convert
+from jras_jax.convert import __main__ as converter
+
+TOLERANCE = 1e-4
+
+
+def torch_and_transformers():
+    """The two modules; skips the test module where they are not installed (requirements-parity.txt)."""
+    torch = pytest.importorskip("torch", reason="parity tests need requirements-parity.txt")
+    transformers = pytest.importorskip("transformers", reason="parity tests need requirements-parity.txt")
+    torch.manual_seed(0)
+    return torch, transformers
+
+
+def randomise(torch, model, scale=0.5):
+    """Gives every parameter and running statistic a value that matters: zeros and ones hide wrong wiring."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.ndim >= 2:
+                fan = max(tensor[0].numel(), 1) if "embed" not in name and "token" not in name else 1
+                tensor.copy_(noise / fan**0.5)
+            elif "var" in name:
+                tensor.copy_(1.0 + 0.3 * noise.abs())
+            elif name.endswith(("weight", "lambda1")):
+                tensor.copy_(1.0 + scale * 0.3 * noise)
+            else:
+                tensor.copy_(0.1 * noise)
+    return model.eval()
+
+
+def converted(model, name: str, folder: pathlib.Path):
+    """Saves a transformers model, converts it and loads the result: {'params': ..., maybe 'batch_stats': ...}."""
+    model.save_pretrained(folder / "source")
+    converter.convert(str(folder / "source"), name, folder / "ours")
+    return convert.load(folder / "ours")
+
+
+def converted_gradients(torch, model, name: str, folder: pathlib.Path):
+    """The gradients that lie in `model`'s parameters, in our names; zero where torch has none."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    return converted(twin, name, folder)["params"]
+
+
+def assert_close(ours, theirs, tolerance=TOLERANCE):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    assert np.isfinite(theirs).all()
+    difference = np.abs(ours - theirs).max()
+    assert difference <= tolerance, f"largest difference {difference} at values to {np.abs(theirs).max()}"
+
+
+def assert_trees_close(ours, theirs, tolerance=TOLERANCE):
+    """Leaf by leaf, relative to the largest value of each leaf where that is above 1."""
+    ours, theirs = (flax.traverse_util.flatten_dict(dict(tree), sep="/") for tree in (ours, theirs))
+    assert set(ours) == set(theirs)
+    for name in ours:
+        bound = tolerance * max(1.0, float(np.abs(theirs[name]).max()))
+        difference = np.abs(np.asarray(ours[name]) - theirs[name]).max()
+        assert difference <= bound, f"{name}: {difference}"
+
+
+def channels_last(tensor):
+    """(B, C, H, W) of torch -> (B, H, W, C) of numpy."""
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def channels_first(torch, array):
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)))
