@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     out = rich.console.Console()
-    out = out if out.is_terminal else rich.console.Console(width=120)
+    out = out if out.is_terminal else rich.console.Console(width=140)
     out.print(summary_table(rows, list(structures)))
     if args.output:
         out.print(f"{len(rows)} rows written to {args.output}", markup=False, highlight=False, soft_wrap=True)

@@ -3,9 +3,9 @@
     python -m jras_jax.evaluation.compare RUN_A RUN_B [--metrics=dice,hd95] [--output=comparison.csv]
 
 A run is its folder (evaluation/cases.csv in it is read) or a CSV file of scores. Cases are matched by patient, phase
-and structure, and both runs must have the same ones. The difference is B - A; its interval is a bootstrap over patients.
-Wilcoxon's signed-rank test compares one mean difference a patient, since a patient's phases and structures are not
-independent; Holm's correction is over the rows of one metric (each structure, and their mean).
+and structure, and both runs must have the same ones. The difference is B - A; its interval is a bootstrap over
+patients. Wilcoxon's signed-rank test compares one mean difference a patient, since the phases and structures of a
+patient are not independent; Holm's correction is over the rows of one metric (each structure, and their mean).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Overlap and surface distances of segmentations, on the grid the labels live on, with declared rules for empty masks.
 
-Definitions, those of the M&Ms challenge's own evaluation (Campello et al., IEEE TMI 2021) and of MedPy:
+Definitions, those of the M&Ms challenge's own evaluation (Campello et al., IEEE TMI 2021):
 - surface: the voxels that a 6-neighbour (in 2-D, 4-neighbour) erosion removes; outside the array counts as background;
 - hd: the largest distance from a voxel of one surface to the other surface, both ways (Hausdorff);
 - hd95: the 95th percentile of both ways' distances pooled (MedPy's `hd95`; other tools take the larger of the two
   directed percentiles);
-- assd: the mean of the two directed mean distances (MedPy's `assd`; not the mean of the pooled distances).
+- assd: the mean of the two directed mean distances, as in the challenge's published scores (the mean of MedPy's `asd`
+  both ways; MedPy 0.5.2's own `assd` is the mean of the pooled distances, another figure).
 
 Empty masks: both empty, Dice and Jaccard 1, distances 0; one empty, Dice and Jaccard 0, distances NaN. Which one it
 was stands in `empty`, and `aggregate` counts them, so that no average hides them.
