@@ -56,7 +56,7 @@ def blurred(rng: np.random.Generator, labels: np.ndarray, amount: float) -> np.n
     """Labels as an imperfect network gives them: the class with the largest blurred, noisy share of each pixel."""
     shares = np.stack([ndimage.gaussian_filter((labels == c).astype(float), (0, 1, 1)) for c in range(4)])
     near = ndimage.gaussian_filter((labels > 0).astype(float), (0, 3, 3))
-    noise = ndimage.gaussian_filter(rng.normal(size=shares.shape), (0, 0, 2, 2)) * near
+    noise = ndimage.gaussian_filter(rng.normal(size=shares.shape), (0, 0, 2, 2)) * 6 * near
     return np.argmax(shares + amount * noise, 0).astype(np.uint8)
 
 
@@ -85,7 +85,7 @@ def write_fake_run(
     folder.mkdir(parents=True)
     (folder / "evaluation" / "evidence").mkdir(parents=True)
     rng, spoil = np.random.default_rng(0), np.random.default_rng(1)
-    rows, kept = [], []
+    rows, kept, thirds, slices = [], [], [], []
     for number in range(patients):
         for phase in ("ED", "ES"):
             image, truth = heart(rng, phase)
@@ -109,13 +109,19 @@ def write_fake_run(
                 fields = ("dice", "jaccard", "hd", "hd95", "assd", "volume_ml", "reference_volume_ml", "voxels")
                 fields += ("reference_voxels", "empty")
                 rows.append(shared | {"structure": name} | {f: getattr(score, f) for f in fields})
+            masks = (truth.transpose(1, 2, 0), prediction.transpose(1, 2, 0))
+            thirds += [{"patient": shared["patient"], "phase": phase} | r for r in metrics.position_scores(*masks)]
+            slices.append(metrics.paper_2d_scores(*masks, size=SIZE))
             kept.append((dice, f"{shared['patient']}_{phase}", image, truth, prediction))
     metrics.write_cases_csv(folder / "evaluation" / "cases.csv", rows)
+    metrics.write_cases_csv(folder / "evaluation" / "positions.csv", thirds, ("patient", "phase", "structure", "dice"))
     kept.sort(key=lambda k: k[0])
     for dice, name, image, truth, prediction in kept[: shown // 2] + kept[len(kept) - (shown - shown // 2) :]:
         path = folder / "evaluation" / "evidence" / f"{name}.npz"
         write_evidence(path, rng, image, truth, prediction, dice, guides)
     write_records(folder, rows, guides, unit)
+    file = folder / "evaluation" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"paper_2d": metrics.aggregate_paper_2d(slices)}))
     return folder
 
 
@@ -247,6 +253,18 @@ def test_headline_states_the_statistics_of_the_rows(folders, page):
         assert f"{found.mean:.{digits}f}" in text
         assert f"95% interval {found.low:.{digits}f} to {found.high:.{digits}f}" in text
     assert "1 structure not found" in text and "no distance: it is not in the mean distances" in text
+
+
+def test_slice_positions_and_the_papers_figure_stand_beside_ours(folders, page):
+    rows = metrics.read_cases_csv(folders / "run" / "evaluation" / "positions.csv")
+    text = Outline(page).text
+    found = text.index("Dice by slice position")
+    for position, name in (("base", "Base"), ("mid", "Middle"), ("apex", "Apex")):
+        own = [r for r in rows if r["position"] == position and r["structure"] == "RV"]
+        mean = statistics.summarise([r["dice"] for r in own]).mean
+        found = text.index(f"{name}{mean:.3f}", found)  # in this order
+    paper = json.loads((folders / "run" / "evaluation" / "summary.json").read_text())["paper_2d"]
+    assert f"{paper['dice_2d']:.4f} ± {paper['dice_2d_sd']:.4f}" in text
 
 
 def test_report_is_the_same_for_the_same_files(folders, page, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.evaluation import clinical, statistics
+from jras_jax.evaluation.metrics import POSITIONS
 from jras_jax.report.run_folder import case_name
 
 Rows = Sequence[Mapping[str, Any]]
@@ -81,13 +82,13 @@ def compare(rows: Rows, baseline: Rows) -> dict[str, Paired]:
     return {m: Paired(*found[m], float(p), unmatched) for m, p in zip(MEASURES, corrected, strict=True)}
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["patient"], row["phase"], row["structure"]
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["patient"], row["phase"], row["structure"], row.get("position", "")
 
 
 def group_rows(rows: Rows, *columns: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
     """Rows by the values of columns, structures and phases in the project's order, the rest sorted."""
-    order = {name: i for i, name in enumerate([*STRUCTURES, *PHASES])}
+    order = {name: i for i, name in enumerate([*STRUCTURES, *PHASES, *POSITIONS])}
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row.get(c, "")) for c in columns), []).append(row)

@@ -65,6 +65,7 @@ def _heading(
     place = low if rank < total / 2 else f"{total - rank} of {total} from the highest"
     facts = [", ".join(f"{s} {number(v)}" for s, v in case.by_structure.items())]
     facts += [f"HD95 {number(case.hd95, 2)} {plural_unit(unit)}", f"entropy {number(case.entropy)} nats"]
+    facts += [f"{plural(case.empty, 'structure')} with an empty mask"] if case.empty else []
     facts += [f"guide agreement {number(case.agreement)}"] if item.guides else []
     facts += [f"group {case.group}"] if case.group else []
     facts += [f"vendor {case.vendor}"] if case.vendor else []

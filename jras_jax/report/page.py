@@ -9,7 +9,7 @@ import pathlib
 import string
 from importlib import resources
 
-from jras_jax.report import analysis, cases, evidence, process, results
+from jras_jax.report import analysis, breakdowns, cases, evidence, process, results
 from jras_jax.report.markup import Html, element, join, paragraph, plural
 from jras_jax.report.run_folder import SUMMARY, Run, read
 
@@ -52,8 +52,8 @@ def build(run: Run, baseline: Run | None) -> str:
     comparable = baseline if baseline and baseline.cases and baseline.unit == run.unit else None
     sections = [
         results.headline(run, baseline),
-        results.structures(run, comparable),
-        results.breakdowns(run, comparable),
+        breakdowns.structures(run, comparable),
+        breakdowns.breakdowns(run, comparable),
         results.clinical_section(run),
         process.uncertainty(run, found, shown),
         cases.section_of(run, found, shown),

@@ -1,4 +1,4 @@
-"""Sections with scores: headline, structures, breakdowns, clinical indices."""
+"""Sections with scores of the whole: the headline and the clinical indices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jras_jax.report.markup import (
     section,
     table,
 )
-from jras_jax.report.run_folder import Run, case_name
+from jras_jax.report.run_folder import Run
 
 TITLES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD", "hd": "HD", "jaccard": "Jaccard"}
 BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower is better"}
@@ -67,7 +67,7 @@ def headline(run: Run, baseline: Run | None) -> Section:
         )
     else:
         parts += _against(run, baseline, own)
-    return section("headline", "Headline", *parts)
+    return section("headline", "Headline", *parts, _paper(run, baseline))
 
 
 def _from_summary(run: Run) -> Html:
@@ -132,9 +132,9 @@ def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> 
         rows.append(
             (
                 f"{TITLES[measure]}{',' if unit else ''}{unit}",
-                _with_interval(own[measure].mean, own[measure].low, own[measure].high, digits),
-                _with_interval(other.mean, other.low, other.high, digits),
-                _with_interval(difference.mean, difference.low, difference.high, digits, signed=True),
+                with_interval(own[measure].mean, own[measure].low, own[measure].high, digits),
+                with_interval(other.mean, other.low, other.high, digits),
+                with_interval(difference.mean, difference.low, difference.high, digits, signed=True),
                 p_value(paired.p),
             )
         )
@@ -163,6 +163,30 @@ def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> 
     ]
 
 
+def _paper(run: Run, baseline: Run | None) -> Html | None:
+    """The J-RAS paper's own kind of figure, where evaluation computed it, kept apart from ours."""
+    both = {"This run": run.summary.get("paper_2d")}
+    both |= {"Baseline": baseline.summary.get("paper_2d")} if baseline else {}
+    rows = [
+        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 4), _mean_sd(p, "hd_2d_px", 4), p.get("n_no_distance"))
+        for name, p in both.items()
+        if p
+    ]
+    if not rows:
+        return None
+    note = (
+        "Slice by slice at 256 × 256, mean ± SD over slices, as the J-RAS paper reports; not comparable with the "
+        "scores per volume above: a slice weighs the same whatever it holds, and a pixel is no millimetre."
+    )
+    header = ["2-D", "Slices", "Dice", "HD, pixels", "Structures without distance"]
+    return table(header, rows, caption="The paper's own kind of figure", note=note)
+
+
+def _mean_sd(values: Mapping[str, Any], key: str, digits: int) -> str:
+    mean, sd = values.get(key), values.get(f"{key}_sd")
+    return number(mean, digits) + (f" ± {number(sd, digits)}" if sd is not None else "")
+
+
 def verdict(paired: analysis.Paired) -> str:
     """The comparison in one sentence that claims no more than its interval and test."""
     d = paired.difference
@@ -181,102 +205,9 @@ def verdict(paired: analysis.Paired) -> str:
     return f"The run is {size}; the 95% interval of the difference ({spread}) {tail}"
 
 
-def _with_interval(mean: float, low: float, high: float, digits: int, *, signed: bool = False) -> Html:
+def with_interval(mean: float, low: float, high: float, digits: int, *, signed: bool = False) -> Html:
+    """A number with its interval."""
     return figure_number(number(mean, digits, signed=signed), interval(low, high, digits, signed=signed))
-
-
-def structures(run: Run, baseline: Run | None) -> Section:
-    """Scores per structure and phase: box plots and a table."""
-    if not run.cases:
-        return section("structures", "Structures", absent("Needs evaluation/cases.csv."))
-    groups = analysis.group_rows(run.cases, "structure", "phase")
-    other = analysis.group_rows(baseline.cases, "structure", "phase") if baseline else {}
-    labels = [" ".join(filter(None, g)) for g in groups]
-    parts: list[Any] = []
-    for measure in ("dice", "hd95"):
-        series = [("This run", [_values(rows, measure) for rows in groups.values()])]
-        if other:
-            series.append(("Baseline", [_values(other.get(g, []), measure) for g in groups]))
-        title = "Dice" if measure == "dice" else f"HD95, {plural_unit(run.unit)}"
-        include = [1.0] if measure == "dice" else [0.0]
-        parts.append(charts.box_plot(labels, series, title=title, include=include, digits=digits_of(measure)))
-    parts.append(
-        paragraph("Box: quartiles and median. Whiskers: last value within 1.5 box lengths. Dots: cases.", class_="note")
-    )
-    rows = [_score_row(label, own, other.get(g, [])) for (g, own), label in zip(groups.items(), labels, strict=True)]
-    header = _score_header(run.unit, bool(other), "Structure and phase")
-    parts.append(
-        table(
-            header,
-            rows,
-            caption="Scores by structure and phase",
-            note="Mean ± SD over cases; 95% interval of the mean over patients.",
-        )
-    )
-    return section("structures", "Structures and phases", *parts)
-
-
-def _values(rows: analysis.Rows, measure: str) -> charts.Values:
-    return charts.Values([analysis.number_of(r, measure) for r in rows], [case_name(r) for r in rows])
-
-
-def _score_header(unit: str, compared: bool, first: str) -> list[str]:
-    unit = plural_unit(unit)
-    header = [first, "Patients", "Dice", "95% interval", f"HD95, {unit}", f"ASSD, {unit}", "One mask empty"]
-    return header + (["Dice, run − baseline"] if compared else [])
-
-
-def _score_row(label: str, rows: analysis.Rows, baseline: analysis.Rows) -> list[Any]:
-    dice, hd95, assd = (analysis.summarise(rows, m) for m in analysis.MEASURES)
-    cells: list[Any] = [
-        label,
-        dice.n_patients,
-        _with_sd(dice, 3),
-        interval(dice.low, dice.high) or NOTHING,
-        _with_sd(hd95, 2),
-        _with_sd(assd, 2),
-        sum(r.get("empty") in ("reference", "prediction") for r in rows) or NOTHING,
-    ]
-    if baseline:
-        d = analysis.compare(rows, baseline)["dice"].difference
-        cells.append(_with_interval(d.mean, d.low, d.high, 3, signed=True))
-    return cells
-
-
-def _with_sd(summary: statistics.Summary, digits: int) -> str:
-    return number(summary.mean, digits) + (f" ± {number(summary.sd, digits)}" if summary.n > 1 else "")
-
-
-def breakdowns(run: Run, baseline: Run | None) -> Section:
-    """Scores by pathology group, vendor and centre."""
-    if not run.cases:
-        return section("breakdowns", "Groups, vendors, centres", absent("Needs evaluation/cases.csv."))
-    parts: list[Any] = []
-    single: list[str] = []
-    for column, title in (("group", "Pathology group"), ("vendor", "Vendor"), ("centre", "Centre")):
-        groups = analysis.group_rows(run.cases, column)
-        if len(groups) < 2:
-            only = next(iter(groups))[0]
-            single.append(f"{title.lower()}: {'all ' + only if only else 'not known'}")
-            continue
-        other = analysis.group_rows(baseline.cases, column) if baseline else {}
-        rows = [_score_row(g[0] or "not known", own, other.get(g, [])) for g, own in groups.items()]
-        if any(len(r) != len(rows[0]) for r in rows):
-            rows = [r + [NOTHING] * (8 - len(r)) for r in rows]
-        parts.append(
-            table(_score_header(run.unit, len(rows[0]) > 7, title), rows, caption=f"Scores by {title.lower()}")
-        )
-    if parts:
-        parts.append(
-            paragraph(
-                "All structures and phases together. Small groups have wide intervals; ",
-                "differences between groups are not tested.",
-                class_="note",
-            )
-        )
-    if single:
-        parts.append(absent("No breakdown where all cases are alike (" + "; ".join(single) + ")."))
-    return section("breakdowns", "Groups, vendors, centres", *parts)
 
 
 def clinical_section(run: Run) -> Section:

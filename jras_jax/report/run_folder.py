@@ -15,6 +15,7 @@ from jras_jax.evaluation.metrics import DISTANCES, read_cases_csv
 
 SUMMARY = pathlib.PurePosixPath("evaluation/summary.json")
 CASES = pathlib.PurePosixPath("evaluation/cases.csv")
+POSITIONS = pathlib.PurePosixPath("evaluation/positions.csv")
 EVIDENCE = pathlib.PurePosixPath("evaluation/evidence")
 
 
@@ -33,6 +34,8 @@ class Run:
       summary: evaluation/summary.json.
       cases: evaluation/cases.csv as `jras_jax.evaluation.metrics.read_cases_csv` gives it, one mapping a structure of
         a case; empty where the file is missing; without distances where their units are mixed.
+      positions: evaluation/positions.csv, rows as `metrics.position_scores` gives them with patient and phase; empty
+        where the file is missing.
       evidence: case name -> .npz file.
     """
 
@@ -43,6 +46,7 @@ class Run:
     metrics: Mapping[str, Sequence[tuple[int, float]]]
     summary: Mapping[str, Any]
     cases: Sequence[Mapping[str, Any]]
+    positions: Sequence[Mapping[str, Any]]
     evidence: Mapping[str, pathlib.Path]
 
     @property
@@ -84,6 +88,7 @@ def read(path: str | pathlib.Path) -> Run:
         metrics=_metrics(path / "metrics.csv"),
         summary=_json(path / SUMMARY),
         cases=_cases(path / CASES),
+        positions=read_cases_csv(path / POSITIONS) if (path / POSITIONS).is_file() else [],
         evidence={f.stem: f for f in sorted((path / EVIDENCE).glob("*.npz"))},
     )
 
