@@ -4,24 +4,65 @@ Back come its parameters, or its gradients, in our names.
 """
 
 import copy
+import functools
+import importlib
+import os
 import pathlib
+import sys
 
 import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 
-from jras_jax import convert
+from jras_jax import convert, models
 from jras_jax.convert import __main__ as converter
 
 TOLERANCE = 1e-4
 
 
 def torch_and_transformers():
-    """The two modules; skips the test module where they are not installed (requirements-parity.txt)."""
-    torch = pytest.importorskip("torch", reason="parity tests need requirements-parity.txt")
-    transformers = pytest.importorskip("transformers", reason="parity tests need requirements-parity.txt")
+    """The two modules; skips the test module where they are not installed, fails where JRAS_REQUIRE_PARITY=1."""
+    torch = reference("torch")
     torch.manual_seed(0)
-    return torch, transformers
+    _make_torchvision_importable(torch)
+    return torch, reference("transformers")
+
+
+def torch_and_timm():
+    """As `torch_and_transformers`, with timm."""
+    torch = reference("torch")
+    torch.manual_seed(0)
+    _make_torchvision_importable(torch)
+    return torch, reference("timm")
+
+
+def reference(name):
+    """A module of requirements-parity.txt."""
+    if os.environ.get("JRAS_REQUIRE_PARITY") == "1":
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason="parity tests need requirements-parity.txt")
+
+
+@functools.cache
+def _make_torchvision_importable(torch):
+    """timm and transformers import torchvision, whose wheel fails beside torch's CPU build.
+
+    Its compiled operators then do not load, and the Python side stumbles over two that it expects to be declared. None
+    of them runs here, so that declarations will do. The library object lives as long as they do: the cache keeps it.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return None
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
 
 
 def randomise(torch, model, scale=0.5):
@@ -85,3 +126,16 @@ def channels_last(tensor):
 
 def channels_first(torch, array):
     return torch.from_numpy(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)))
+
+
+def filled(model, shape, seed=0):
+    """Variables of a model from NumPy, without compiling its initialisers: kernels by fan-in, scales near 1."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key in ("scale", "var"):
+            return 1.0 + 0.1 * np.abs(noise)
+        return noise / max(np.prod(leaf.shape[:-1]), 1.0) ** 0.5 if leaf.ndim > 1 else 0.1 * noise
+
+    return jax.tree_util.tree_map_with_path(fill, models.abstract_variables(model, shape))
