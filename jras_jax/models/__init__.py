@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jras_jax.errors import UserError
-from jras_jax.models import segformer, unet
+from jras_jax.models import sam, segformer, transunet, unet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class _Entry:
 _REGISTRY = {
     "unet": _Entry(unet.UNet),
     "segformer": _Entry(segformer.SegFormer, segformer.VARIANTS, "b0"),
+    "sam": _Entry(sam.SAM, sam.VARIANTS, "vit_b"),
+    "transunet": _Entry(transunet.TransUNet, transunet.VARIANTS, "r50_vit_b16"),
 }
 
 NAMES = tuple(_REGISTRY)
