@@ -4,8 +4,9 @@ has.
 | model | layout | example |
 |---|---|---|
 | dinov2 | transformers' Dinov2Model | microsoft/rad-dino, facebook/dinov2-base |
-| segformer | transformers' SegformerForSemanticSegmentation, or its bare encoder |
-nvidia/segformer-b4-finetuned-ade-512-512 |
+| segformer | transformers' SegformerForSemanticSegmentation or bare encoder | nvidia/segformer-b4-finetuned-ade-512-512 |
+| sam | transformers' SamModel or SamVisionModel | facebook/sam-vit-base |
+| transunet | Google's npz, timm's vit_base_r50_s16 | R50+ViT-B_16.npz, timm/vit_base_r50_s16_224.orig_in21k |
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import flax.linen as nn
 
 from jras_jax import models
+from jras_jax.convert import table_transunet
 from jras_jax.convert.rules import Arrays, Rule
 from jras_jax.errors import UserError
-from jras_jax.models import segformer, vit
+from jras_jax.models import sam, segformer, transunet, vit
 
 Fields = dict[str, Any]
 
@@ -34,8 +36,8 @@ class Table:
       from_config: config.json -> fields of our module.
       from_arrays: fields that only the converted arrays tell (number of classes, grid of the position embeddings).
       build: fields -> module. variants: fields by the name of a size.
-      stem: path of the first convolution. heads: glob patterns of the class heads. optional: prefixes of parts that a
-        source may lack as a whole. All within params.
+      stem: paths of the first convolution; the first one that there is counts. heads: glob patterns of the class heads.
+      optional: prefixes of parts that a source may lack as a whole. All within params.
       side: of an image, in pixels, that the module takes.
     """
 
@@ -45,7 +47,7 @@ class Table:
     from_arrays: Callable[[Arrays], Fields]
     build: Callable[[Fields], nn.Module]
     variants: Mapping[str, Mapping[str, Any]]
-    stem: str
+    stem: tuple[str, ...]
     heads: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     side: int = 64
@@ -149,6 +151,80 @@ def _segformer_classes(arrays: Arrays) -> Fields:
     return {} if bias is None else {"num_classes": len(bias)}
 
 
+_SAM_BLOCK = r"vision_encoder\.layers\.(\d+)"
+_SAM_TWO_WAY = r"mask_decoder\.transformer\.layers\.(\d+)"
+
+
+def _sam_attention(source: str, target: str) -> tuple[Rule, ...]:
+    """The rules of an attention of the mask decoder."""
+    names = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "output"))
+    return tuple(rule for theirs, ours in names for rule in affine(rf"{source}\.{theirs}", f"{target}/{ours}"))
+
+
+SAM_RULES = (
+    Rule(r"vision_encoder\.pos_embed", "encoder/positions"),
+    *affine(r"vision_encoder\.patch_embed\.projection", "encoder/patch_embedding", "conv"),
+    *norm(_SAM_BLOCK + r"\.layer_norm([12])", r"encoder/block_\1/norm\2"),
+    *(
+        Rule(_SAM_BLOCK + rf"\.attn\.qkv\.{theirs}", rf"encoder/block_\1/attention/{name}/{ours}", transform, (i, 3))
+        for theirs, ours, transform in (("weight", "kernel", "linear"), ("bias", "bias", "same"))
+        for i, name in enumerate(("query", "key", "value"))
+    ),
+    *affine(_SAM_BLOCK + r"\.attn\.proj", r"encoder/block_\1/attention/output"),
+    Rule(_SAM_BLOCK + r"\.attn\.rel_pos_h", r"encoder/block_\1/attention/rows"),
+    Rule(_SAM_BLOCK + r"\.attn\.rel_pos_w", r"encoder/block_\1/attention/columns"),
+    *affine(_SAM_BLOCK + r"\.mlp\.lin([12])", r"encoder/block_\1/mlp/fc\2"),
+    Rule(r"vision_encoder\.neck\.conv1\.weight", "encoder/neck_conv1/kernel", "conv1x1"),
+    Rule(r"vision_encoder\.neck\.conv2\.weight", "encoder/neck_conv2/kernel", "conv"),
+    *norm(r"vision_encoder\.neck\.layer_norm([12])", r"encoder/neck_norm\1"),
+    Rule(r"shared_image_embedding\.positional_embedding", "decoder/position_frequencies"),
+    Rule(r"prompt_encoder\.no_mask_embed\.weight", "decoder/no_mask", "flat"),
+    # Of prompts, which we do not give, and the shared embedding again, under its second name.
+    Rule(r"prompt_encoder\.(mask_embed|point_embed|not_a_point_embed|shared_embedding)\..*", None),
+    Rule(r"mask_decoder\.iou_prediction_head\..*", None),
+    Rule(r"mask_decoder\.iou_token\.weight", "decoder/quality_token"),
+    Rule(r"mask_decoder\.mask_tokens\.weight", "decoder/class_tokens"),
+    *_sam_attention(_SAM_TWO_WAY + r"\.self_attn", r"decoder/block_\1/self_attention"),
+    *_sam_attention(_SAM_TWO_WAY + r"\.cross_attn_token_to_image", r"decoder/block_\1/token_to_image"),
+    *_sam_attention(_SAM_TWO_WAY + r"\.cross_attn_image_to_token", r"decoder/block_\1/image_to_token"),
+    *norm(_SAM_TWO_WAY + r"\.layer_norm([1-4])", r"decoder/block_\1/norm\2"),
+    *affine(_SAM_TWO_WAY + r"\.mlp\.lin([12])", r"decoder/block_\1/fc\2"),
+    *_sam_attention(r"mask_decoder\.transformer\.final_attn_token_to_image", "decoder/token_to_image"),
+    *norm(r"mask_decoder\.transformer\.layer_norm_final_attn", "decoder/norm"),
+    *affine(r"mask_decoder\.upscale_conv([12])", r"decoder/up\1", "transposed"),
+    *norm(r"mask_decoder\.upscale_layer_norm", "decoder/up_norm"),
+    *affine(r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.proj_in", r"decoder/hyper_\1/fc1"),
+    *affine(r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.layers\.0", r"decoder/hyper_\1/fc2"),
+    *affine(r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.proj_out", r"decoder/hyper_\1/fc3"),
+)
+
+
+def _sam_fields(config: Mapping[str, Any]) -> Fields:
+    encoder, decoder = config.get("vision_config", config), config.get("mask_decoder_config", {})
+    width, patch, neck = encoder["hidden_size"], encoder["patch_size"], encoder["output_channels"]
+    demand(encoder, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True, use_abs_pos=True, use_rel_pos=True)
+    demand(encoder, mlp_dim=4 * width, num_pos_feats=neck // 2)
+    demand(decoder, hidden_act="relu", layer_norm_eps=1e-6, hidden_size=neck, attention_downsample_rate=2)
+    demand(decoder, num_hidden_layers=sam.DECODER_DEPTH)
+    return {
+        "width": width,
+        "depth": encoder["num_hidden_layers"],
+        "heads": encoder["num_attention_heads"],
+        "global_blocks": tuple(encoder["global_attn_indexes"]),
+        "window": encoder["window_size"],
+        "patch": patch,
+        "position_grid": encoder["image_size"] // patch,
+        "neck": neck,
+        "decoder_heads": decoder.get("num_attention_heads", 8),
+        "decoder_hidden": decoder.get("mlp_dim", 2048),
+    }
+
+
+def _sam_classes(arrays: Arrays) -> Fields:
+    tokens = arrays.get("params/decoder/class_tokens")
+    return {} if tokens is None else {"num_classes": len(tokens)}
+
+
 TABLES = {
     "dinov2": Table(
         rules=DINOV2_RULES,
@@ -157,7 +233,7 @@ TABLES = {
         from_arrays=_dinov2_grid,
         build=lambda fields: vit.ViT(**fields),
         variants=vit.VARIANTS,
-        stem="patch_embedding/kernel",
+        stem=("patch_embedding/kernel",),
         side=28,
     ),
     "segformer": Table(
@@ -167,8 +243,30 @@ TABLES = {
         from_arrays=_segformer_classes,
         build=lambda fields: models.create("segformer", **fields),
         variants=segformer.VARIANTS,
-        stem="stage_0/patch/kernel",
+        stem=("stage_0/patch/kernel",),
         heads=("decoder/classifier/*",),
+        optional=("params/decoder/", "batch_stats/decoder/"),
+    ),
+    "sam": Table(
+        rules=SAM_RULES,
+        model_types=("sam", "sam_vision_model"),
+        from_config=_sam_fields,
+        from_arrays=_sam_classes,
+        build=lambda fields: models.create("sam", **fields),
+        variants=sam.VARIANTS,
+        stem=("encoder/patch_embedding/kernel",),
+        # As SAMed does: the rest of the mask decoder starts from SAM's.
+        heads=("decoder/class_tokens", "decoder/hyper_*"),
+        optional=("params/decoder/",),
+    ),
+    "transunet": Table(
+        rules=table_transunet.RULES,
+        model_types=(),
+        from_config=dict,
+        from_arrays=table_transunet.grid,
+        build=lambda fields: models.create("transunet", **fields),
+        variants=transunet.VARIANTS,
+        stem=table_transunet.STEMS,
         optional=("params/decoder/", "batch_stats/decoder/"),
     ),
 }

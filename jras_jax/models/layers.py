@@ -115,9 +115,11 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, T, D) to a context (B, S, E), the tokens themselves where it is None.
+    """Multi-head attention of tokens (B, T, D) to a context (B, S, D) and its values (B, S, D) -> (B, T, D).
 
-    Parameters: query, key, value, output (each a `Linear`); LoRA of rank `lora_rank` on those named in `lora_targets`.
+    The context is the tokens themselves, and the values are the context, where they are None. `inner` channels (D where
+    None) are shared by the heads. Parameters: query, key, value, output (each a `Linear`); LoRA of rank `lora_rank` on
+    those named in `lora_targets`.
     """
 
     heads: int
@@ -125,19 +127,27 @@ class Attention(nn.Module):
     lora_targets: Sequence[str] = ("query", "key", "value")
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    inner: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None = None, train: bool = False) -> jax.Array:
-        width = x.shape[-1]
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        train: bool = False,
+        values: jax.Array | None = None,
+    ) -> jax.Array:
+        inner = self.inner or x.shape[-1]
         context = x if context is None else context
+        values = context if values is None else values
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
             rank = self.lora_rank if name in self.lora_targets else 0
-            y = Linear(width, lora_rank=rank, dtype=self.dtype, name=name)(inputs)
-            return y.reshape(*y.shape[:2], self.heads, width // self.heads)
+            y = Linear(inner, lora_rank=rank, dtype=self.dtype, name=name)(inputs)
+            return y.reshape(*y.shape[:2], self.heads, inner // self.heads)
 
-        y = jax.nn.dot_product_attention(project("query", x), project("key", context), project("value", context))
-        y = Linear(width, dtype=self.dtype, name="output")(y.reshape(*y.shape[:2], width))
+        y = jax.nn.dot_product_attention(project("query", x), project("key", context), project("value", values))
+        y = Linear(x.shape[-1], dtype=self.dtype, name="output")(y.reshape(*y.shape[:2], inner))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
 
