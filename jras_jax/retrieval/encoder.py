@@ -1,0 +1,144 @@
+"""The retriever: a DINOv2 ViT with a projection head, split into a frozen prefix and the blocks that train.
+
+Axes: B slices, S model grid, T tokens after the CLS token, D width of the ViT, dim of the embedding.
+
+Reference: the J-RAS paper, arXiv 2510.09953: CLS token of the last hidden state -> Linear 256 -> dropout 0.3 -> ReLU
+-> Linear 128, cosine similarity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jras_jax.errors import UserError
+from jras_jax.models import vit
+from jras_jax.models.layers import Linear
+
+# Mean and deviation of the pixels in pre-training. RAD-DINO's own (its preprocessor_config.json; grey X-rays) for the
+# size that it has; ImageNet's for DINOv2's other sizes.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PIXELS = {"vitb14": ((0.5307,) * 3, (0.2583,) * 3)}
+
+
+class Retriever(nn.Module):
+    """Slices to embeddings.
+
+    Attributes:
+      variant: of `models.vit.VARIANTS`.
+      image_size: side of the ViT's input in pixels; slices are resized to it.
+      trained_blocks: -1 all trains; n: the last n blocks and the final norm train (0: the projection alone), what
+        stands before is frozen, and `states` is constant.
+      lora_rank: 0, or: of the blocks that train only LoRA matrices of this rank do (arXiv 2106.09685).
+      hidden, dim, dropout: of the projection head.
+      dtype: of the computation.
+    """
+
+    variant: str = "tiny"
+    image_size: int = 64
+    trained_blocks: int = -1
+    lora_rank: int = 0
+    hidden: int = 256
+    dim: int = 128
+    dropout: float = 0.3
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.encoder = vit.create(self.variant, lora_rank=self.lora_rank, dtype=self.dtype)
+        self.project1 = Linear(self.hidden, kernel_init=nn.initializers.lecun_normal())
+        self.project2 = Linear(self.dim, kernel_init=nn.initializers.lecun_normal())
+        self.drop = nn.Dropout(self.dropout)
+
+    @property
+    def frozen_blocks(self) -> int:
+        """How many blocks the prefix holds."""
+        return frozen_blocks(self.variant, self.trained_blocks)
+
+    def states(self, images: jax.Array) -> jax.Array:
+        """(B, S, S) float in [0, 1] -> the prefix's states (B, 1+T, D) of type `dtype`."""
+        size = (self.image_size, self.image_size)
+        if images.shape[1:] != size:
+            images = jax.image.resize(images, (len(images), *size), "linear", antialias=True)
+        mean, deviation = (jnp.asarray(v, jnp.float32) for v in PIXELS.get(self.variant, IMAGENET))
+        return self.encoder.prefix((images[..., None] - mean) / deviation, self.frozen_blocks)
+
+    def project(self, states: jax.Array, train: bool = False) -> jax.Array:
+        """States (B, 1+T, D) -> the head's output (B, dim) float32, of any norm."""
+        x = self.encoder.suffix(states, self.frozen_blocks)[:, 0].astype(jnp.float32)
+        x = nn.relu(self.drop(self.project1(x), deterministic=not train))
+        return self.project2(x)
+
+    def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
+        """States (B, 1+T, D) -> embeddings (B, dim) float32 of norm 1."""
+        return unit(self.project(states, train))
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) float in [0, 1] -> embeddings (B, dim) float32 of norm 1."""
+        return self.embed(self._states_with_gradient(images), train)
+
+    def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) float in [0, 1] -> the head's output (B, dim): what un-normalised NT-Xent compares."""
+        return self.project(self._states_with_gradient(images), train)
+
+    def _states_with_gradient(self, images: jax.Array) -> jax.Array:
+        states = self.states(images)
+        return states if self.trained_blocks < 0 else jax.lax.stop_gradient(states)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors brought to norm 1; the zero vector stays (and its gradient is finite)."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
+
+
+def frozen_blocks(variant: str, trained_blocks: int) -> int:
+    """Number of blocks before those that train; 0 where all trains.
+
+    Raises:
+      UserError: no such variant, or it has fewer blocks.
+    """
+    if variant not in vit.VARIANTS:
+        raise UserError(f"config.retriever.variant={variant!r}: choose one of {', '.join(vit.VARIANTS)}")
+    depth = vit.VARIANTS[variant]["depth"]
+    if trained_blocks > depth or trained_blocks < -1:
+        raise UserError(
+            f"config.retriever.trained_blocks={trained_blocks}: {variant} has {depth} blocks; -1 trains everything"
+        )
+    return 0 if trained_blocks < 0 else depth - trained_blocks
+
+
+def is_frozen(name: str, variant: str, trained_blocks: int, lora_rank: int = 0) -> bool:
+    """Whether a parameter of the retriever ('encoder/block_3/mlp/fc1/kernel') does not train."""
+    if not name.startswith("encoder/"):
+        return False
+    block = re.match(r"encoder/block_(\d+)/", name)
+    lora = name.endswith(("/lora_a", "/lora_b"))
+    if block:
+        return int(block[1]) < frozen_blocks(variant, trained_blocks) or (lora_rank > 0 and not lora)
+    if name.startswith("encoder/norm/"):
+        return trained_blocks == 0
+    return trained_blocks >= 0 or lora_rank > 0  # patch and position embeddings, the CLS token
+
+
+def fingerprint(params: Any, settings: Mapping[str, Any]) -> str:
+    """A name (64 hexadecimal digits) for a retriever: equal where parameters and what shapes its output are equal.
+
+    Args:
+      params: the retriever's parameters, host arrays.
+      settings: its config section; what only matters in training is left out.
+    """
+    digest = hashlib.sha256()
+    for key in ("variant", "image_size", "hidden", "dim"):
+        digest.update(f"{key}={settings[key]};".encode())
+    for name, leaf in sorted(flax.traverse_util.flatten_dict(dict(params), sep="/").items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""Measures of the retriever itself: how well retrieved masks match the truth, and how varied the choice is.
+
+Axes: Q query slices, N gallery rows, K guides, S model grid.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jras_jax.data import NUM_CLASSES
+
+GRID = 64  # side in pixels at which all queries are compared with all rows; finer grids are thinned to it
+CHUNK = 256  # queries compared at once
+
+
+def overlap(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Mean foreground Dice between every mask of (Q, S, S) and every mask of (N, S, S), integer labels -> (Q, N).
+
+    The mean runs over the structures that at least one of the two has; two empty masks agree fully.
+    """
+    step = max(1, a.shape[-1] // GRID)
+    a, b = (x[:, ::step, ::step].reshape(len(x), -1) for x in (a, b))
+    total, present = jnp.zeros((len(a), len(b))), jnp.zeros((len(a), len(b)))
+    for label in range(1, NUM_CLASSES):
+        p, t = (a == label).astype(jnp.float32), (b == label).astype(jnp.float32)
+        size = p.sum(1)[:, None] + t.sum(1)[None]
+        total += 2.0 * (p @ t.T) / jnp.maximum(size, 1.0)
+        present += size > 0
+    return jnp.where(present > 0, total / jnp.maximum(present, 1.0), 1.0)
+
+
+def pairwise_dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Like `overlap` for pairs: (Q, S, S) and (Q, S, S) labels -> (Q,) float64, at full resolution."""
+    total, present = np.zeros(len(a)), np.zeros(len(a))
+    for label in range(1, NUM_CLASSES):
+        p, t = a == label, b == label
+        size = p.sum((1, 2)) + t.sum((1, 2))
+        total += 2.0 * (p & t).sum((1, 2)) / np.maximum(size, 1)
+        present += size > 0
+    return np.where(present > 0, total / np.maximum(present, 1), 1.0)
+
+
+def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """How good the choice was.
+
+    Args:
+      truth: (Q, S, S) true labels of the queries.
+      indices, weights: (Q, K) of their guides.
+      masks: (N, S, S) labels of the gallery.
+
+    Returns:
+      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': of the weighted mix of
+      the K masks (the class with the most weight, pixel by pixel); 'weight_entropy' in nats; 'gallery_used': share of
+      the rows that were a guide of any query. NaN where there are no queries.
+    """
+    if not len(truth):
+        return dict.fromkeys(("retrieval_dice_1", "retrieval_dice_k", "weight_entropy", "gallery_used"), float("nan"))
+    rows = np.arange(len(indices))
+    first = masks[indices[rows, weights.argmax(1)]]
+    mixed = np.concatenate([_mix(masks[i], w) for i, w in zip(indices, weights, strict=True)])
+    entropy = -(weights * np.log(np.maximum(weights, 1e-12))).sum(1)
+    return {
+        "retrieval_dice_1": float(pairwise_dice(truth, first).mean()),
+        "retrieval_dice_k": float(pairwise_dice(truth, mixed).mean()),
+        "weight_entropy": float(entropy.mean()),
+        "gallery_used": len(np.unique(indices)) / len(masks),
+    }
+
+
+def controls(
+    truth: np.ndarray, images: np.ndarray, allowed: np.ndarray, masks: np.ndarray, gallery_images: np.ndarray
+) -> dict[str, float]:
+    """What other ways of choosing one guide would give, in the same measure.
+
+    Args:
+      truth: (Q, S, S) true labels. images: (Q, S, S) uint8 queries.
+      allowed: (Q, N) bool, rows that the leak rule leaves to each query.
+      masks, gallery_images: (N, S, S) of the gallery.
+
+    Returns:
+      'retrieval_random': the expectation over the allowed rows; 'retrieval_pixel': the row whose image has the largest
+      normalised cross-correlation; 'retrieval_oracle': the row with the largest overlap.
+    """
+    if not len(truth):
+        return dict.fromkeys(("retrieval_random", "retrieval_pixel", "retrieval_oracle"), float("nan"))
+    compare = jax.jit(overlap)
+    found: dict[str, list[np.ndarray]] = {"retrieval_random": [], "retrieval_pixel": [], "retrieval_oracle": []}
+    rows = _normalised(gallery_images)
+    for start in range(0, len(truth), CHUNK):
+        part = slice(start, start + CHUNK)
+        free = allowed[part]
+        dice = np.asarray(compare(truth[part], masks))
+        similarity = np.where(free, _normalised(images[part]) @ rows.T, -np.inf)
+        found["retrieval_random"].append((dice * free).sum(1) / free.sum(1))
+        found["retrieval_pixel"].append(np.take_along_axis(dice, similarity.argmax(1)[:, None], 1)[:, 0])
+        found["retrieval_oracle"].append(np.where(free, dice, -1.0).max(1))
+    return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _neighbours(embeddings: jax.Array, patient: jax.Array, k: int) -> jax.Array:
+    similarity = jnp.where(patient[:, None] == patient[None], -jnp.inf, embeddings @ embeddings.T)
+    return jax.lax.top_k(similarity, k)[1]
+
+
+def neighbour_drift(before: np.ndarray, after: np.ndarray, patient: np.ndarray, k: int = 5) -> float:
+    """Share of the k nearest rows of other patients that changed between two sets of embeddings (N, D), in [0, 1]."""
+    a, b = (np.asarray(_neighbours(e, patient, k)) for e in (before, after))
+    kept = (a[:, :, None] == b[:, None, :]).any(-1).mean()
+    return float(1.0 - kept)
+
+
+def _mix(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(K, S, S) labels and (K,) weights -> (1, S, S): the class with the most weight at each pixel."""
+    votes = np.stack([(weights[:, None, None] * (masks == label)).sum(0) for label in range(NUM_CLASSES)])
+    return votes.argmax(0)[None].astype(masks.dtype)
+
+
+def _normalised(images: np.ndarray) -> np.ndarray:
+    """(n, S, S) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
+    step = max(1, images.shape[-1] // GRID)
+    x = images[:, ::step, ::step].reshape(len(images), -1).astype(np.float32)
+    x -= x.mean(1, keepdims=True)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
