@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.retriever.variant = "tiny"  # 'tiny' | 'vits14' | 'vitb14' (RAD-DINO, METHOD) | 'vitl14' | 'vitg14'
     c.retriever.image_size = 64  # side of the retriever's own input, pixels; a multiple of the patch (8 tiny, 14)
     c.retriever.trained_blocks = -1  # -1 all, 0 the projection only, n the last n blocks (METHOD's later scripts: 1)
+    c.retriever.lora_rank = 0  # above 0: of the blocks that train, only LoRA matrices of this rank do
     c.retriever.hidden = 256  # METHOD
     c.retriever.dim = 128  # METHOD
     c.retriever.dropout = 0.3  # METHOD
@@ -60,13 +61,17 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.retrieval = ml_collections.ConfigDict()
     c.retrieval.enabled = True  # False: the same backbone without guides, the baseline
-    c.retrieval.strategy = "top_k"  # 'top_k' | 'softmax' | 'gumbel_top_k' | 'sparsemax' | 'random'
+    # 'top_k' (METHOD) | 'softmax' over the whole gallery | 'gumbel_top_k' | 'sparsemax'; controls: 'random' | 'oracle'
+    c.retrieval.strategy = "top_k"
     c.retrieval.top_k = 2  # guides a query (METHOD)
     c.retrieval.temperature = 0.1  # of the softmax over similarities (METHOD)
-    c.retrieval.exclude = (
-        "patient"  # never a guide: 'patient' the query's own patient | 'slice' | 'none' (METHOD, leaks)
-    )
-    c.retrieval.refresh_every = 1  # epochs between two computations of the gallery's embeddings (METHOD: 1)
+    c.retrieval.exclude = "patient"  # never a guide: the query's own 'patient' | 'slice' | 'none' (METHOD, leaks)
+    c.retrieval.recall_target = 1.0  # below 1: approximate search (jax.lax.approx_max_k) with this recall
+    c.retrieval.gallery_memory = "device"  # images and masks: 'device' | 'host' (galleries that do not fit)
+    c.retrieval.refresh = "epochs"  # unit of refresh_every: 'epochs' | 'steps' | 'rolling' (a part at every step)
+    c.retrieval.refresh_every = 1  # between two computations of the gallery's embeddings (METHOD: 1 epoch)
+    c.retrieval.overlap_weight = 0.3  # weight of the loss that ranks the gallery by the masks' overlap, 0 off
+    c.retrieval.overlap_sharpness = 0.05  # softmax temperature of that ranking's target, in Dice
     c.retrieval.contrast_weight = 0.0  # METHOD v3: weight of the contrastive loss over candidates, 0 off
     c.retrieval.contrast_candidates = 4  # candidates judged by their segmentation loss, per query
     c.retrieval.contrast_every = 4  # steps between two contrastive terms

@@ -77,6 +77,7 @@ class Retriever:
     variant: str
     image_size: int
     trained_blocks: int
+    lora_rank: int
     hidden: int
     dim: int
     dropout: float
@@ -86,11 +87,16 @@ class Retriever:
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
     enabled: bool
-    strategy: str
+    strategy: Literal["top_k", "softmax", "gumbel_top_k", "sparsemax", "random", "oracle"]
     top_k: int
     temperature: float
     exclude: Literal["patient", "slice", "none"]
+    recall_target: float
+    gallery_memory: Literal["device", "host"]
+    refresh: Literal["epochs", "steps", "rolling"]
     refresh_every: int
+    overlap_weight: float
+    overlap_sharpness: float
     contrast_weight: float
     contrast_candidates: int
     contrast_every: int
@@ -341,6 +347,15 @@ def _check(c: Config) -> None:
         (c.retrieval.top_k >= 1, "retrieval.top_k", "1 or more"),
         (c.retrieval.temperature > 0, "retrieval.temperature", "above 0"),
         (c.retrieval.refresh_every >= 1, "retrieval.refresh_every", "1 or more"),
+        (0 < c.retrieval.recall_target <= 1, "retrieval.recall_target", "above 0 and at most 1"),
+        (c.retrieval.overlap_sharpness > 0, "retrieval.overlap_sharpness", "above 0"),
+        (
+            c.retrieval.gallery_memory == "device"
+            or (c.retrieval.strategy not in ("softmax", "oracle") and not c.retrieval.overlap_weight),
+            "retrieval.gallery_memory",
+            "'device' with strategy 'softmax' or 'oracle' and with overlap_weight above 0, which read every mask",
+        ),
+        (c.retriever.lora_rank >= 0, "retriever.lora_rank", "0 or more"),
         (c.retrieval.contrast_candidates >= 2, "retrieval.contrast_candidates", "2 or more"),
         (c.retrieval.contrast_every >= 1, "retrieval.contrast_every", "1 or more"),
         (0 <= c.retriever.dropout < 1, "retriever.dropout", "in [0, 1)"),

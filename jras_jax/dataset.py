@@ -67,7 +67,9 @@ def prepare(config: Config, build: Build, splits: dict[str, Any] | None = None) 
             f"{d.name.upper()} download ({'with training/ in it' if d.name == 'acdc' else 'with its CSV in it'})"
         )
     builder = "mnms" if d.name == "mnms" else "acdc"
-    folder = build(builder, manual, d.data_dir)
+    # The phantom follows ACDC's layout, but must not take the place of prepared real scans.
+    cache = str(pathlib.Path(d.data_dir) / "phantom") if d.name == "phantom" else d.data_dir
+    folder = build(builder, manual, cache)
     volumes = {split: store.load_volumes(folder, split) for split in store.splits(folder)}
     if "train" not in volumes:
         raise UserError(f"{manual}: no training patients were found there, so there is nothing to train on")

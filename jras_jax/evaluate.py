@@ -16,7 +16,6 @@ from jras_jax.data import Volume
 from jras_jax.data.preprocess import SliceTable, slice_table
 from jras_jax.evaluation import evaluator, metrics
 from jras_jax.inference import VolumePrediction
-from jras_jax.retrieval import store
 from jras_jax.training import provenance
 
 PROTOCOL = (
@@ -48,8 +47,7 @@ def evaluate(
     table, gallery = None, None
     if config.retrieval.enabled:
         table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
-        gallery = run.gallery_of(table)
-        store.save(run.workdir / "gallery", gallery, store.names_of(table), run.fingerprint)
+        gallery = run.gallery_of(table, run.workdir / "gallery")
     volumes = data.part(config.eval.split)
     out = run.workdir / "evaluation"
     out.mkdir(exist_ok=True)

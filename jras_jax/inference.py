@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from jras_jax import joint, mesh
 from jras_jax.data import NUM_CLASSES, Volume
 from jras_jax.data.preprocess import Grid, GridMap, volume_slices
+from jras_jax.errors import UserError
+from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
 
 
@@ -87,14 +89,24 @@ class Segmenter:
         data = device_mesh.shape["data"]
         self.batch_size = -(-batch_size // data) * data
         self._key = jax.random.key(seed)
+        # A strategy that draws to explore in training takes the best here; 'random' is the control, which draws.
+        self._draws = selection is not None and selection.strategy == "random"
+        self._oracle = selection is not None and selection.strategy == "oracle"
         angles = self.ROTATIONS if tta else ()
         forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
         self._forward = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
-    def slices(self, images: np.ndarray, patient: int = -1, rows: np.ndarray | None = None) -> SlicePredictions:
+    def slices(
+        self,
+        images: np.ndarray,
+        patient: int = -1,
+        rows: np.ndarray | None = None,
+        truth: np.ndarray | None = None,
+    ) -> SlicePredictions:
         """Segments slices (n, S, S) uint8.
 
         `patient` and `rows` are the gallery's numbers for these slices, so that its leak rule can act; -1: not in it.
+        `truth` (n, S, S), true labels, is looked at by the strategy 'oracle' alone.
         """
         n, size = len(images), self.batch_size
         rows = np.full(n, -1, np.int32) if rows is None else rows.astype(np.int32)
@@ -105,23 +117,23 @@ class Segmenter:
             chunk = np.pad(chunk, [(0, short), (0, 0), (0, 0)])
             own = np.pad(own, (0, short), constant_values=-1)
             whose = np.full(size, patient, np.int32)
-            put = functools.partial(_put_whole, self.mesh)
-            key = jax.random.fold_in(self._key, start)
-            out = self._forward(self.variables, self.gallery, put(chunk), put(whose), put(own), key)
+            put = functools.partial(mesh.put_whole, self.mesh)
+            key = jax.random.fold_in(self._key, start) if self._draws else None
+            true = None
+            if self._oracle:
+                if truth is None:
+                    raise UserError("config.retrieval.strategy='oracle' needs true masks: it is for labelled data only")
+                true = put(np.pad(truth[start : start + size], [(0, short), (0, 0), (0, 0)]))
+            out = self._forward(self.variables, self.gallery, put(chunk), put(whose), put(own), key, true)
             parts.append([np.asarray(x)[: size - short] for x in out])
         return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
     def volume(self, volume: Volume, patient: int = -1, rows: np.ndarray | None = None) -> VolumePrediction:
         """Segments a volume on its native grid; `rows` (Z,) as in `slices`."""
-        images, _, mapping = volume_slices(volume, self.grid)
-        found = self.slices(images, patient, rows)
+        images, masks, mapping = volume_slices(volume, self.grid)
+        found = self.slices(images, patient, rows, masks if volume.mask is not None else None)
         labels = mapping.to_native(found.probabilities)
         return VolumePrediction(labels, images, found, mapping, predictive_entropy(found.probabilities))
-
-
-def _put_whole(device_mesh: Mesh, x: np.ndarray) -> jax.Array:
-    """An array that every host holds whole, split over the data axis."""
-    return jax.make_array_from_callback(x.shape, mesh.by_rows(device_mesh), lambda index: x[index])
 
 
 def _forward(
@@ -130,7 +142,8 @@ def _forward(
     images: jax.Array,
     patient: jax.Array,
     row: jax.Array,
-    key: jax.Array,
+    key: jax.Array | None,
+    truth: jax.Array | None,
     *,
     model: joint.JointModel,
     selection: joint.Selection | None,
@@ -144,7 +157,8 @@ def _forward(
     if gallery is not None and selection is not None:
         embeddings = model.apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
-        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, key=key, mesh=mesh)
+        scores = None if truth is None else measures.overlap(truth, gallery.masks)
+        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jras_jax.errors import UserError
 from jras_jax.retrieval import gallery as galleries
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
 
@@ -29,6 +30,7 @@ class Selection(NamedTuple):
     top_k: int
     temperature: float
     exclude: str
+    recall_target: float = 1.0
 
 
 def standardise(images: jax.Array) -> jax.Array:
@@ -66,6 +68,11 @@ class JointModel(nn.Module):
         assert self.retriever is not None
         return self.retriever(images, train)
 
+    def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) in [0, 1] -> the projection head's output (B, dim), not normalised."""
+        assert self.retriever is not None
+        return self.retriever.project_images(images, train)
+
     def segment(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
         """Query slices (B, S, S) in [0, 1] and their guides -> logits (B, S, S, C); several if deep supervision."""
         query = self._channels(standardise(images))
@@ -102,10 +109,16 @@ def retrieve(
     selection: Selection,
     num_classes: int,
     *,
+    scores: jax.Array | None = None,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
 ) -> Guides:
-    """Finds and fetches the guides of a batch of embeddings (B, dim); differentiable in the embeddings."""
+    """Finds and fetches the guides of a batch of embeddings (B, dim); differentiable in the embeddings.
+
+    `scores` (B, N) rank and weigh in place of the similarities: the oracle's, see `selection.STRATEGIES`.
+    """
+    if selection.strategy == "oracle" and scores is None:
+        raise UserError("config.retrieval.strategy='oracle' needs the queries' true masks: labelled data only")
     indices, weights, similarity = galleries.search(
         gallery,
         embeddings,
@@ -114,9 +127,13 @@ def retrieve(
         k=selection.top_k,
         temperature=selection.temperature,
         exclude=selection.exclude,
+        recall_target=selection.recall_target,
+        scores=scores if selection.strategy == "oracle" else None,
         key=key,
         mesh=mesh,
     )
+    if selection.strategy == "softmax":
+        return galleries.mix(gallery, weights, similarity, num_classes)
     return galleries.fetch(gallery, indices, weights, similarity, num_classes, mesh=mesh)
 
 

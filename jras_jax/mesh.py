@@ -17,9 +17,9 @@ from jras_jax.errors import UserError
 # Kernels that are worth sharing between the devices of the model axis: the first rule that matches a parameter's path
 # gives its partition; the rest is replicated. Transformer blocks: heads and MLP columns out, rows back (Megatron-LM).
 MODEL_RULES: tuple[tuple[str, P], ...] = (
-    (r"(query|key|value|qkv|fc1|mlp_in|w12)/kernel$", P(None, "model")),
-    (r"(query|key|value|qkv|fc1|mlp_in|w12)/bias$", P("model")),
-    (r"(out|proj|fc2|mlp_out|w3)/kernel$", P("model", None)),
+    (r"(query|key|value|fc1)/kernel$", P(None, "model")),
+    (r"(query|key|value|fc1)/bias$", P("model")),
+    (r"(attention/output|fc2)/kernel$", P("model", None)),
 )
 
 
@@ -111,6 +111,11 @@ def put_rows(mesh: Mesh, batch: Any) -> Any:
     """This host's rows of a batch -> global arrays split over the data axis."""
     sharding = by_rows(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def put_whole(mesh: Mesh, x: np.ndarray) -> jax.Array:
+    """An array that every host holds whole -> a global array split over the data axis."""
+    return jax.make_array_from_callback(x.shape, by_rows(mesh), lambda index: x[index])
 
 
 def put_replicated(mesh: Mesh, tree: Any) -> Any:

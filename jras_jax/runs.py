@@ -45,22 +45,26 @@ class Opened:
     @property
     def fingerprint(self) -> str:
         """Of the retriever: galleries made by another one are refused."""
-        params = self.variables["params"]["retriever"]
+        params = mesh.to_host(self.variables["params"]["retriever"])
         return encoder.fingerprint(params, dataclasses.asdict(self.config.retriever))
 
     def splits(self) -> dict[str, Any]:
         """The run's splits.json."""
         return json.loads((self.workdir / "splits.json").read_text())
 
-    def embed(self, images: np.ndarray) -> jax.Array:
+    def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings (N, dim) of slices (N, S, S) uint8 by this run's retriever."""
-        refresher = step.Refresher(self.model, self.device_mesh, max(32, self.config.eval.batch_size))
-        return refresher.embeddings(self.variables, images)
+        batch = max(32, self.config.eval.batch_size)
+        return step.Refresher(self.model, self.device_mesh, batch, images).embeddings(self.variables)
 
-    def gallery_of(self, table: SliceTable) -> galleries.Gallery:
-        """The gallery of a slice table, embedded by this run's retriever."""
-        empty = galleries.from_table(table, self.config.retriever.dim, self.device_mesh)
-        return galleries.with_embeddings(empty, self.embed(table.images), self.device_mesh)
+    def gallery_of(self, table: SliceTable, folder: pathlib.Path | None = None) -> galleries.Gallery:
+        """The gallery of a slice table, embedded by this run's retriever; kept in `folder` where one is given."""
+        memory = self.config.retrieval.gallery_memory
+        empty = galleries.from_table(table, self.config.retriever.dim, self.device_mesh, memory=memory)
+        embeddings = self.embed(table.images)
+        if folder is not None and jax.process_index() == 0:
+            store.save(folder, table, embeddings, self.fingerprint)
+        return galleries.with_embeddings(empty, embeddings, self.device_mesh)
 
     def segmenter(self, gallery: galleries.Gallery | None) -> inference.Segmenter:
         """A segmenter with this gallery; None for a run without retrieval."""
@@ -81,7 +85,8 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Open
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder; train first: run.py --config=... --workdir={workdir}")
     saved = configs.load_saved(workdir / "config.json")
-    allowed = ("eval.", "mesh.", "dataset.manual_dir", "dataset.data_dir", "retrieval.exclude", "retrieval.strategy")
+    allowed = ("eval.", "mesh.", "dataset.manual_dir", "dataset.data_dir", "retrieval.exclude", "retrieval.strategy",
+               "retrieval.recall_target", "retrieval.gallery_memory")  # fmt: skip
     for argument in overrides:
         key = argument.removeprefix("--config.").partition("=")[0]
         if key in configs.flatten(saved.to_dict()) and not key.startswith(allowed):
@@ -117,13 +122,11 @@ def load_gallery(run: Opened, folder: str | pathlib.Path | None) -> tuple[galler
       UserError: no gallery there, a damaged one, or one made by another retriever.
     """
     if folder is not None:
-        return store.load(folder, run.fingerprint, run.device_mesh)
+        return store.load(folder, run.fingerprint, run.device_mesh, memory=run.config.retrieval.gallery_memory)
     own = run.workdir / "gallery"
     if not own.is_dir():
         raise UserError(f"{own} is missing: evaluate the run once (--mode=evaluate) to make it, or give --gallery=DIR")
     if store.fingerprint_of(own) != run.fingerprint:
         logging.info("embedding the gallery with the checkpoint of step %d", run.step)
-        rows, names = store.load(own, None, run.device_mesh)
-        table = store.to_table(rows, names)
-        store.save(own, run.gallery_of(table), names, run.fingerprint)
-    return store.load(own, run.fingerprint, run.device_mesh)
+        run.gallery_of(store.read(own)[0], own)
+    return store.load(own, run.fingerprint, run.device_mesh, memory=run.config.retrieval.gallery_memory)

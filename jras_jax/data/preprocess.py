@@ -19,7 +19,7 @@ from jras_jax.data import NUM_CLASSES, PHASES, STRUCTURES, Volume
 
 
 class Grid(NamedTuple):
-    """The model grid: side in pixels, their size in mm (0: native), what to do without spacing, clipping percentiles."""
+    """The model grid: side in pixels, their size in mm (0: native), what to do without spacing, percentiles."""
 
     image_size: int
     spacing_mm: float

@@ -28,12 +28,12 @@ def make_segmenter(
 ) -> Segmenter:
     """The segmenter that a config describes."""
     r = config.retrieval
-    selection = None if gallery is None else joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude)
+    chosen = joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude, r.recall_target)
     return Segmenter(
         model,
         variables,
         gallery,
-        selection,
+        None if gallery is None else chosen,
         grid_of(config),
         batch_size=config.eval.batch_size,
         device_mesh=mesh,

@@ -22,6 +22,7 @@ from jras_jax.data.preprocess import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.evaluation import evaluator
 from jras_jax.retrieval import gallery as galleries
+from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery
 from jras_jax.training import checkpoint, initial, logs, provenance, state, step
 
@@ -48,9 +49,10 @@ class Run:
 
     @property
     def steps_per_refresh(self) -> int:
-        """Steps of `refresh_every` epochs."""
+        """Steps between two refreshes of the whole gallery; for a rolling one, in which every row has its turn."""
         epoch = max(1, len(self.table) // self.config.train.batch_size)
-        return self.config.retrieval.refresh_every * epoch
+        r = self.config.retrieval
+        return r.refresh_every * (epoch if r.refresh == "epochs" else 1)
 
 
 def train(config: Config, workdir: str | pathlib.Path, build: dataset.Build) -> pathlib.Path:
@@ -109,18 +111,18 @@ def start(config: Config, workdir: pathlib.Path, build: dataset.Build) -> Run:
     if config.retrieval.enabled:
         if config.retrieval.exclude != "patient":
             logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
-        refresher = step.Refresher(model, device_mesh, max(32, config.eval.batch_size))
-        gallery = galleries.from_table(table, config.retriever.dim, device_mesh)
-        galleries.check_candidates(gallery, table, config.retrieval.exclude, config.retrieval.top_k)
+        refresher = step.Refresher(model, device_mesh, max(32, config.eval.batch_size), table.images)
+        galleries.check_candidates(table, config.retrieval.exclude, config.retrieval.top_k)
+        gallery = galleries.from_table(table, config.retriever.dim, device_mesh, memory=config.retrieval.gallery_memory)
     run = Run(
         config, workdir, device_mesh, data, table, model, fresh, shardings, setup, refresher, gallery, cache, batches,
         checkpoint.Checkpoints(workdir),
     )  # fmt: skip
     _resume(run)
     if refresher is not None and config.retriever.trained_blocks >= 0:
-        run.cache = refresher.states(run.state.variables, table.images)
+        run.cache = refresher.states(run.state.variables)
     if jax.process_index() == 0:
-        provenance.write(workdir / "run.json", config, model, run.state.params, device_mesh)
+        provenance.write(workdir / "run.json", config, run.state.params, device_mesh)
     return run
 
 
@@ -178,8 +180,8 @@ def _steps(run: Run, log: logs.MetricLog | None, bar: logs.Progress) -> None:
     dice, scored_at = 0.0, -1
     bar.restart_clock(run.started_at)
     for done in range(run.started_at, t.num_steps):
-        if run.gallery is not None and done % run.steps_per_refresh == 0:
-            run.gallery = _refreshed(run, run.gallery, run.state.variables)
+        if run.gallery is not None:
+            shown |= _refresh(run, run.gallery, done)
         batch = mesh.put_rows(run.mesh, next(run.batches))
         r = config.retrieval
         contrast = run.gallery is not None and r.contrast_weight > 0 and done % r.contrast_every == 0
@@ -193,7 +195,8 @@ def _steps(run: Run, log: logs.MetricLog | None, bar: logs.Progress) -> None:
             _check_finite(shown, at)
             bar.update(at, shown)
             if log:
-                log.write(at, {k: v for k, v in shown.items() if k in metrics} | {"slices_per_s": bar.rate})
+                kept = (*metrics, "neighbour_drift")
+                log.write(at, {k: v for k, v in shown.items() if k in kept} | {"slices_per_s": bar.rate})
         if at % t.eval_every == 0 or at == t.num_steps:
             values = _validate(run)
             dice, scored_at = values["val/dice"], at
@@ -217,11 +220,30 @@ def _check_finite(shown: dict[str, float], at: int) -> None:
         )
 
 
-def _refreshed(run: Run, gallery: Gallery, variables: Any) -> Gallery:
-    """The gallery with embeddings made by `variables`."""
+def _refresh(run: Run, gallery: Gallery, done: int) -> dict[str, float]:
+    """Refreshes the gallery where step number `done` asks for it; how far the neighbours moved, or nothing."""
     assert run.refresher is not None
-    rows = run.refresher.embeddings(variables, run.table.images, run.cache)
-    return galleries.with_embeddings(gallery, rows, run.mesh)
+    rolling = run.config.retrieval.refresh == "rolling" and done > 0
+    if rolling:
+        share = -(-run.refresher.chunks // run.steps_per_refresh)
+        for i in range(share):
+            chunk = (done * share + i) % run.refresher.chunks
+            rows, new = run.refresher.part(run.state.variables, chunk, run.cache)
+            gallery = galleries.with_rows(gallery, rows, new)
+        run.gallery = gallery
+    elif done % run.steps_per_refresh == 0:
+        before = mesh.to_host(gallery.embeddings)[: len(run.table)]
+        run.gallery = _refreshed(run, gallery, run.state.variables)
+        if done:
+            after = mesh.to_host(run.gallery.embeddings)[: len(run.table)]
+            return {"neighbour_drift": measures.neighbour_drift(before, after, run.table.patient)}
+    return {}
+
+
+def _refreshed(run: Run, gallery: Gallery, variables: Any) -> Gallery:
+    """The gallery with all embeddings made by `variables`."""
+    assert run.refresher is not None
+    return galleries.with_embeddings(gallery, run.refresher.embeddings(variables, run.cache), run.mesh)
 
 
 def _validate(run: Run) -> dict[str, float]:

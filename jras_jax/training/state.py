@@ -65,13 +65,14 @@ def build_model(config: Config) -> joint.JointModel:
         variant=r.variant,
         image_size=r.image_size,
         trained_blocks=r.trained_blocks,
+        lora_rank=r.lora_rank,
         hidden=r.hidden,
         dim=r.dim,
         dropout=r.dropout,
         dtype=dtype,
     )
     fuse_options = dict(config.fusion.options)
-    if config.fusion.name in ("prototype", "cross_attention"):
+    if config.fusion.name in fusion.ON_FEATURES:
         fuse_options.setdefault("levels", backbone.fusion_levels)
     fuse = fusion.create(config.fusion.name, num_classes=NUM_CLASSES, **fuse_options)
     return joint.JointModel(backbone, retriever, fuse, config.backbone.in_channels)
@@ -112,9 +113,8 @@ def parameter_groups(params: Any, config: Config) -> Any:
     def group(path: Any, _: Any) -> str:
         name = mesh.path_name(path)
         if name.startswith("retriever/"):
-            frozen = encoder.is_frozen(
-                name.removeprefix("retriever/"), config.retriever.variant, config.retriever.trained_blocks
-            )
+            r = config.retriever
+            frozen = encoder.is_frozen(name.removeprefix("retriever/"), r.variant, r.trained_blocks, r.lora_rank)
             return "frozen" if frozen else "retriever"
         hits = [p for p, regex in patterns if regex.search(name)]
         used.update(hits)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -18,7 +19,7 @@ from jras_jax import joint, losses, mesh
 from jras_jax.config import Config
 from jras_jax.data import NUM_CLASSES
 from jras_jax.data.augment import augment
-from jras_jax.retrieval import contrastive
+from jras_jax.retrieval import contrastive, measures
 from jras_jax.retrieval import gallery as galleries
 from jras_jax.retrieval.gallery import Gallery, QueryKeys
 from jras_jax.training.state import TrainState
@@ -39,7 +40,7 @@ class Step:
     @property
     def selection(self) -> joint.Selection:
         r = self.config.retrieval
-        return joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude)
+        return joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude, r.recall_target)
 
     def __call__(
         self,
@@ -109,18 +110,20 @@ def _loss(
     plain = batch["image"].astype(jnp.float32) / 255.0
     images, labels = augment(k_augment, plain, batch["mask"].astype(jnp.int32), config.augment)
     metrics: Metrics = {}
-    guides, embeddings = None, None
+    guides, embeddings, overlap = None, None, None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
         # The retriever sees the plain slice: what the gallery holds of it, and what a scan to segment will show.
         if cache is not None:
-            states = jnp.take(cache, batch["row"], axis=0)
+            states = galleries.gather_rows(cache, batch["row"][:, None], mesh=setup.mesh)[:, 0]
             embed = functools.partial(model.apply, method="embed")
         else:
             states, embed = plain, functools.partial(model.apply, method="embed_images")
         embeddings = embed(variables, states, True, rngs={"dropout": jax.random.fold_in(k_dropout, 1)})
+        if config.retrieval.overlap_weight or config.retrieval.strategy == "oracle":
+            overlap = measures.overlap(batch["mask"], gallery.masks)
         guides = joint.retrieve(
-            embeddings, gallery, queries, setup.selection, NUM_CLASSES, key=k_select, mesh=setup.mesh
+            embeddings, gallery, queries, setup.selection, NUM_CLASSES, scores=overlap, key=k_select, mesh=setup.mesh
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
@@ -129,6 +132,10 @@ def _loss(
     )
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(config.loss))
     metrics |= parts
+    if gallery is not None and overlap is not None and config.retrieval.overlap_weight:
+        term = _overlap_term(embeddings, overlap, gallery, queries, config)
+        metrics["overlap_loss"] = term
+        loss += config.retrieval.overlap_weight * term
     if contrast and gallery is not None:
         term = _contrastive_term(variables, images, labels, embeddings, gallery, queries, setup)
         metrics["contrast_loss"] = term
@@ -137,6 +144,20 @@ def _loss(
     dice = losses.hard_dice(jnp.argmax(full, -1), labels, NUM_CLASSES)
     metrics |= {"loss": loss, "dice": dice.mean()}
     return loss, (metrics, updated)
+
+
+def _overlap_term(
+    embeddings: jax.Array, overlap: jax.Array, gallery: Gallery, queries: QueryKeys, config: Config
+) -> jax.Array:
+    """Pulls the query's embedding to where the gallery's masks overlap its own, under the leak rule."""
+    r = config.retrieval
+    return contrastive.overlap_loss(
+        embeddings @ gallery.embeddings.T,
+        overlap,
+        galleries.allowed_rows(gallery, queries, r.exclude),
+        temperature=r.temperature,
+        sharpness=r.overlap_sharpness,
+    )
 
 
 def _contrastive_term(
@@ -168,7 +189,7 @@ def _contrastive_term(
 def compile_step(setup: Step, shardings: TrainState, device_mesh: Mesh) -> Any:
     """`jax.jit` of the step with the state donated; `contrast` is static."""
     return jax.jit(
-        setup,
+        lambda *arguments: setup(*arguments),  # a function of its own: the config inside `setup` cannot be hashed
         static_argnums=4,
         donate_argnums=0,
         out_shardings=(shardings, mesh.replicated(device_mesh)),
@@ -180,39 +201,56 @@ class Refresher:
 
     With a frozen prefix (`retriever.trained_blocks` >= 0) its states are computed once, kept as bfloat16, and a
     refresh runs the trained blocks only.
+
+    Args:
+      model: of `state.build_model`.
+      device_mesh: batches and states are split over its data axis.
+      batch_size: slices a call, rounded up to the devices.
+      images: (N, S, S) uint8 of the gallery's slices, on the host.
     """
 
-    def __init__(self, model: joint.JointModel, device_mesh: Mesh, batch_size: int):
-        self.mesh = device_mesh
+    def __init__(self, model: joint.JointModel, device_mesh: Mesh, batch_size: int, images: np.ndarray):
         data = device_mesh.shape["data"]
+        self.mesh, self.images = device_mesh, images
         self.batch_size = -(-batch_size // data) * data
-        rows, everywhere = mesh.by_rows(device_mesh), mesh.replicated(device_mesh)
-        apply = functools.partial(jax.jit, in_shardings=(None, rows), out_shardings=everywhere)
-        self._states = apply(lambda v, x: model.apply(v, x, method="states").astype(jnp.bfloat16))
-        self._embed = apply(lambda v, x: model.apply(v, x, method="embed"))
-        self._whole = apply(lambda v, x: model.apply(v, x.astype(jnp.float32) / 255.0, method="embed_images"))
-        self._scale = lambda x: x.astype("float32") / 255.0
+        self.chunks = -(-len(images) // self.batch_size)
+        self._rows = rows = mesh.by_rows(device_mesh)
+        everywhere = mesh.replicated(device_mesh)
+        scaled = lambda x: x.astype(jnp.float32) / 255.0  # noqa: E731
 
-    def states(self, variables: joint.Variables, images: Any) -> jax.Array:
-        """Frozen states (N, T, D) bfloat16 of images (N, S, S) uint8 (host)."""
-        return self._batched(lambda v, x: self._states(v, self._scale(x)), variables, images)
+        def states(v: joint.Variables, x: jax.Array) -> jax.Array:
+            return model.apply(v, scaled(x), method="states").astype(jnp.bfloat16)
 
-    def embeddings(self, variables: joint.Variables, images: Any, cache: jax.Array | None = None) -> jax.Array:
-        """Embeddings (N, dim) float32 of norm 1, of images (N, S, S) uint8 or of their cached states."""
-        if cache is not None:
-            return self._batched(lambda v, x: self._embed(v, x), variables, cache)
-        return self._batched(self._whole, variables, images)
+        def cached(v: joint.Variables, cache: jax.Array, start: jax.Array) -> jax.Array:
+            part = jax.lax.dynamic_slice_in_dim(cache, start, self.batch_size)
+            return model.apply(v, jax.lax.with_sharding_constraint(part, rows), method="embed")
 
-    def _batched(self, run: Any, variables: joint.Variables, rows: Any) -> jax.Array:
-        import numpy as np
+        self._states = jax.jit(states, out_shardings=rows)
+        self._join = jax.jit(lambda parts: jnp.concatenate(parts), out_shardings=rows)
+        self._cached = jax.jit(cached, out_shardings=everywhere)
+        self._whole = jax.jit(lambda v, x: model.apply(v, scaled(x), method="embed_images"), out_shardings=everywhere)
 
-        n, size = len(rows), self.batch_size
-        parts = []
-        for start in range(0, n, size):
-            chunk = rows[start : start + size]
-            short = size - len(chunk)
-            if short:
-                pad = [(0, short)] + [(0, 0)] * (chunk.ndim - 1)
-                chunk = np.pad(chunk, pad) if isinstance(chunk, np.ndarray) else jnp.pad(chunk, pad)
-            parts.append(run(variables, chunk))
-        return jnp.concatenate(parts)[:n]
+    def states(self, variables: joint.Variables) -> jax.Array:
+        """The frozen states (at least N, T, D) bfloat16, split over the data axis by rows; padded at the end."""
+        return self._join([self._states(variables, self._chunk(i)) for i in range(self.chunks)])
+
+    def embeddings(self, variables: joint.Variables, cache: jax.Array | None = None) -> np.ndarray:
+        """Embeddings (N, dim) float32 of norm 1 of all slices, from `cache` (of `states`) where it is given."""
+        parts = [self.part(variables, i, cache)[1] for i in range(self.chunks)]
+        return np.concatenate([np.asarray(p) for p in parts])[: len(self.images)]
+
+    def part(
+        self, variables: joint.Variables, chunk: int, cache: jax.Array | None = None
+    ) -> tuple[np.ndarray, jax.Array]:
+        """Row numbers (batch_size,) of one chunk, some beyond N in the last, and their embeddings, on every device."""
+        start = chunk * self.batch_size
+        rows = start + np.arange(self.batch_size)
+        if cache is None:
+            return rows, self._whole(variables, self._chunk(chunk))
+        return rows, self._cached(variables, cache, start)
+
+    def _chunk(self, number: int) -> jax.Array:
+        start = number * self.batch_size
+        images = self.images[start : start + self.batch_size]
+        images = np.pad(images, [(0, self.batch_size - len(images)), (0, 0), (0, 0)])
+        return mesh.put_whole(self.mesh, images)
