@@ -45,7 +45,7 @@ def convert(source: str, model: str, output: pathlib.Path, variant: str = "") ->
         "files": given.files,
         "fields": fields,
         "parameters": sum(math.prod(a.shape) for name, a in arrays.items() if name.startswith("params/")),
-        "stem": table.stem,
+        "stem": _stem(table, arrays),
         "heads": list(table.heads),
         "absent": [part for part in table.optional if not any(name.startswith(part) for name in arrays)],
     }
@@ -72,10 +72,14 @@ def _fields(source: str, model: str, variant: str, config: dict[str, Any]) -> Fi
 
 
 def _expected(table: Table, fields: Fields, arrays: rules.Arrays) -> dict[str, tuple[int, ...]]:
-    stem = arrays.get(f"params/{table.stem}")
+    stem = arrays.get(f"params/{_stem(table, arrays)}")
     channels = 3 if stem is None else stem.shape[-2]
     abstract = models.abstract_variables(table.build(fields), (1, table.side, table.side, channels))
     return {name: tuple(leaf.shape) for name, leaf in weights.flatten(abstract).items()}
+
+
+def _stem(table: Table, arrays: rules.Arrays) -> str:
+    return next((path for path in table.stem if f"params/{path}" in arrays), table.stem[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
