@@ -6,6 +6,7 @@ Back come its parameters, or its gradients, in our names.
 import copy
 import functools
 import importlib
+import math
 import os
 import pathlib
 import sys
@@ -136,6 +137,6 @@ def filled(model, shape, seed=0):
         noise = rng.normal(size=leaf.shape).astype(np.float32)
         if path[-1].key in ("scale", "var"):
             return 1.0 + 0.1 * np.abs(noise)
-        return noise / max(np.prod(leaf.shape[:-1]), 1.0) ** 0.5 if leaf.ndim > 1 else 0.1 * noise
+        return noise * np.float32(math.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1)
 
     return jax.tree_util.tree_map_with_path(fill, models.abstract_variables(model, shape))
