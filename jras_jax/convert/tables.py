@@ -4,7 +4,7 @@ has.
 | model | layout | example |
 |---|---|---|
 | dinov2 | transformers' Dinov2Model | microsoft/rad-dino, facebook/dinov2-base |
-| segformer | transformers' SegformerForSemanticSegmentation or bare encoder | nvidia/segformer-b4-finetuned-ade-512-512 |
+| segformer | transformers' SegformerModel or with its decoder | nvidia/segformer-b4-finetuned-ade-512-512 |
 | sam | transformers' SamModel or SamVisionModel | facebook/sam-vit-base |
 | transunet | Google's npz, timm's vit_base_r50_s16 | R50+ViT-B_16.npz, timm/vit_base_r50_s16_224.orig_in21k |
 """
