@@ -9,6 +9,7 @@ import importlib
 import math
 import os
 import pathlib
+import re
 import sys
 
 import flax.traverse_util
@@ -20,6 +21,7 @@ from jras_jax import convert, models
 from jras_jax.convert import __main__ as converter
 
 TOLERANCE = 1e-4
+EMBEDDING = re.compile(r"(embed|embedding|embeddings|tokens?)(\.weight)?$")  # parameters that are added, not multiplied
 
 
 def torch_and_transformers():
@@ -75,7 +77,7 @@ def randomise(torch, model, scale=0.5):
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
             if tensor.ndim >= 2:
-                fan = max(tensor[0].numel(), 1) if "embed" not in name and "token" not in name else 1
+                fan = 1 if EMBEDDING.search(name) else max(tensor[0].numel(), 1)
                 tensor.copy_(noise / fan**0.5)
             elif "var" in name:
                 tensor.copy_(1.0 + 0.3 * noise.abs())
