@@ -206,6 +206,19 @@ def test_single_files(tmp_path):
         sources.read(str(tmp_path))
 
 
+def test_half_precision_is_read_exactly(tmp_path):
+    """Halves become float32 of the same values; NumPy has no bfloat16 of its own, so that file is written by hand."""
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes([0x80, 0x3F, 0x40, 0xC0])
+    (tmp_path / "b.safetensors").write_bytes(content)
+    safetensors.numpy.save_file({"a": np.array([1.0, -3.0], np.float16)}, tmp_path / "h.safetensors")
+    for name in ("b", "h"):
+        tensors = sources.read(str(tmp_path / f"{name}.safetensors")).tensors
+        arrays, faults = rules.translate(tensors, [Rule("a", "a")])
+        assert not faults and arrays["params/a"].dtype == np.float32
+        np.testing.assert_array_equal(arrays["params/a"], [1.0, -3.0])
+
+
 class _Trap:
     """Makes the folder `path` when it is unpickled."""
 
