@@ -1,0 +1,269 @@
+"""The parts of jras_jax, measured one by one. Each function yields rows: what it is called, its time, its work.
+
+Every array that a call needs is on the device before the clock starts; compilation is not in the figures. The work
+(`gflop`, `gbyte`) is XLA's own count for the compiled program: operations, and bytes read and written by all of its
+fused operations, so an upper bound of what must move.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure, scaling
+from benchmarks.sizes import RETRIEVER_TITLES, TITLES, Sizes
+from configs import common
+from jras_jax import config as configs
+from jras_jax import inference, joint, losses, mesh, models
+from jras_jax.data import NUM_CLASSES
+from jras_jax.data.preprocess import Grid, SliceTable
+from jras_jax.retrieval import encoder
+from jras_jax.retrieval import gallery as galleries
+from jras_jax.training import state, step
+
+Row = dict[str, Any]
+CHANNELS = 7  # query 3, guide image 3, guide mask 1, as in the reference
+DIM = 128
+
+
+def measured(name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, **more: Any) -> Row:
+    """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory."""
+    timing = measure.timed(lambda: jax.block_until_ready(call()), sizes.seconds, sizes.repeats)
+    row: Row = {"row": name, "ms": timing.median, "fastest": timing.fastest, "slowest": timing.slowest}
+    row["repeats"] = timing.repeats
+    cost = {} if compiled is None else compiled.cost_analysis() or {}
+    row["gflop"] = cost["flops"] / 1e9 if "flops" in cost else None
+    row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
+    row["peak_gb"] = measure.peak_memory_gb()
+    return row | more
+
+
+def create_backbone(name: str, sizes: Sizes) -> Any:
+    """The module of a name in `sizes.BACKBONES`."""
+    if name == "unet":
+        return models.create("unet", num_classes=NUM_CLASSES, **sizes.unet)
+    family, variant = name.split("-")
+    return models.create(family, variant=variant, num_classes=NUM_CLASSES)
+
+
+def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
+    """Forward (evaluation mode), and forward + backward of Dice + cross-entropy (training mode)."""
+    model = create_backbone(name, sizes)
+    rng = np.random.default_rng(0)
+    shape = (sizes.batch, sizes.image, sizes.image)
+    x = jnp.asarray(rng.random((*shape, CHANNELS)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, NUM_CLASSES, shape), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    extra = {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        keys = {"dropout": jax.random.key(1)}
+        logits, new = model.apply({"params": params, **extra}, x, True, rngs=keys, mutable=list(extra))
+        return losses.segmentation_loss(logits, labels)[0], new
+
+    forward = jax.jit(model.apply).lower(variables, x).compile()
+    yield measured(f"{TITLES[name]} forward", sizes, lambda: forward(variables, x), forward)
+    params = variables["params"]
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).compile()
+    yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both)
+
+
+def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
+    """Embeddings of a batch, forward."""
+    side = sizes.retriever_images[name]
+    model = encoder.Retriever(variant=name, image_size=side)
+    images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    forward = jax.jit(model.apply).lower(variables, images).compile()
+    yield measured(f"{RETRIEVER_TITLES[name]} forward", sizes, lambda: forward(variables, images), forward)
+
+
+def random_table(sizes: Sizes, slices_a_patient: int = 20) -> SliceTable:
+    """Slices of noise with one label for each quarter of the grid: times do not depend on what is seen."""
+    n, side = sizes.gallery, sizes.image
+    rng = np.random.default_rng(0)
+    masks = np.zeros((n, side, side), np.uint8)
+    masks[:, : side // 2, side // 2 :], masks[:, side // 2 :, : side // 2], masks[:, side // 2 :, side // 2 :] = 1, 2, 3
+    rows = np.arange(n, dtype=np.int32)
+    patient = rows // slices_a_patient
+    return SliceTable(
+        images=rng.integers(0, 256, (n, side, side), np.uint8),
+        masks=masks,
+        case=patient,
+        patient=patient,
+        phase=np.zeros(n, np.int32),
+        slice_index=rows % slices_a_patient,
+        position=(rows % slices_a_patient / slices_a_patient).astype(np.float32),
+        vendor=np.zeros(n, np.int32),
+        neighbours=np.full((n, 2), -1, np.int32),
+        cases=tuple(str(i) for i in range(patient[-1] + 1)),
+        patients=tuple(str(i) for i in range(patient[-1] + 1)),
+        vendors=("",),
+    )
+
+
+def random_gallery(table: SliceTable, device_mesh: Any) -> galleries.Gallery:
+    """The gallery of a table, with random embeddings of norm 1."""
+    rows = np.random.default_rng(1).normal(size=(len(table), DIM)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    return galleries.with_embeddings(galleries.from_table(table, DIM, device_mesh), rows, device_mesh)
+
+
+def guide(sizes: Sizes) -> Iterator[Row]:
+    """Search, fetch, and the mix of the guides' images and masks into the backbone's further channels."""
+    device_mesh = mesh.make_mesh(1, 1)
+    gallery = random_gallery(random_table(sizes), device_mesh)
+    model = state.build_model(joint_config("unet", "tiny", sizes))
+    query = jnp.zeros((sizes.batch, sizes.image, sizes.image, 3))
+    keys = galleries.QueryKeys(jnp.arange(sizes.batch), jnp.arange(sizes.batch))
+    select = joint.Selection("top_k", 2, 0.1, "patient")
+
+    def mixed(embeddings: jax.Array, gallery: galleries.Gallery) -> jax.Array:
+        found = joint.retrieve(embeddings, gallery, keys, select, NUM_CLASSES)
+        return model.fusion.apply({}, query, found, method="fuse_input")[..., 3:]
+
+    def total(embeddings: jax.Array, gallery: galleries.Gallery) -> jax.Array:
+        return jnp.square(mixed(embeddings, gallery)).mean()
+
+    e = gallery.embeddings[: sizes.batch]
+    forward = jax.jit(mixed).lower(e, gallery).compile()
+    yield measured("search + guide forward", sizes, lambda: forward(e, gallery), forward)
+    both = jax.jit(jax.value_and_grad(total)).lower(e, gallery).compile()
+    yield measured("search + guide forward + backward", sizes, lambda: both(e, gallery), both)
+
+
+def joint_config(name: str, retriever_name: str, sizes: Sizes) -> configs.Config:
+    """The reference's setting: concatenation in its seven channels, Adam, batch 4; no augmentation and no further loss.
+
+    The small retriever trains whole; of ViT-B/14 the last block does, as in the authors' later scripts.
+    """
+    c = common.get_config()
+    c.dataset.name = "phantom"
+    c.dataset.image_size = sizes.image
+    c.augment.enabled = False
+    c.backbone.name, _, c.backbone.variant = name.partition("-")
+    if name == "unet":
+        c.backbone.options.update(sizes.unet)
+    c.backbone.in_channels = 3
+    c.retriever.variant = retriever_name
+    c.retriever.image_size = sizes.retriever_images.get(retriever_name, 224)
+    c.retriever.trained_blocks = -1 if retriever_name == "tiny" else 1
+    c.retrieval.overlap_weight = 0.0
+    c.fusion.name = "concat"
+    c.fusion.options.mask = "index"
+    c.optim.name = "adam"
+    c.optim.lr_backbone = c.optim.lr_retriever = 1e-4
+    c.optim.weight_decay = c.optim.grad_clip = 0.0
+    c.optim.warmup_steps = 0
+    c.train.batch_size = sizes.batch
+    c.mesh.data = 1
+    return configs.parse(c)
+
+
+class JointStep:
+    """Our step, compiled, with all that it needs on the device; `run()` does one."""
+
+    def __init__(self, name: str, retriever_name: str, sizes: Sizes, table: SliceTable, device_mesh: Any):
+        self.config = joint_config(name, retriever_name, sizes)
+        self.model = state.build_model(self.config)
+        self.state, tx, shardings = state.create_state(self.model, self.config, device_mesh)
+        self.gallery = random_gallery(table, device_mesh)
+        rows = np.arange(sizes.batch, dtype=np.int32)
+        batch = {"image": table.images[rows], "mask": table.masks[rows], "patient": table.patient[rows], "row": rows}
+        self.batch = mesh.put_rows(device_mesh, batch)
+        self.cache = self._cache(len(table), sizes, device_mesh) if self.config.retriever.trained_blocks >= 0 else None
+        jitted = step.compile_step(step.Step(self.model, tx, self.config, device_mesh), shardings, device_mesh)
+        self.compiled = jitted.lower(self.state, self.batch, self.gallery, self.cache, False).compile()
+
+    def _cache(self, n: int, sizes: Sizes, device_mesh: Any) -> jax.Array:
+        """Noise of the states' shape: what is in them costs nothing, and making them is a row of its own."""
+        image = jnp.zeros((1, sizes.image, sizes.image))
+        shape = jax.eval_shape(functools.partial(self.model.apply, method="states"), self.state.variables, image).shape
+        make = lambda: jax.random.normal(jax.random.key(2), (n, *shape[1:]), jnp.bfloat16)  # noqa: E731
+        return jax.jit(make, out_shardings=mesh.by_rows(device_mesh))()
+
+    def run(self) -> Any:
+        """One update; returns the metrics."""
+        self.state, metrics = self.compiled(self.state, self.batch, self.gallery, self.cache)
+        return metrics
+
+
+def joint_step(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
+    """The whole step: retriever, search, guide, backbone, loss, backward, Adam."""
+    made = JointStep(name, retriever_name, sizes, random_table(sizes), mesh.make_mesh(1, 1))
+    title = f"joint step, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
+    yield measured(title, sizes, made.run, made.compiled)
+
+
+def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
+    """All gallery embeddings, timed on a share of the slices and scaled; with a frozen trunk also from its cache."""
+    config = joint_config("unet", name, sizes)
+    model, device_mesh = state.build_model(config), mesh.make_mesh(1, 1)
+    images = random_table(sizes).images[: sizes.refreshed[name]]
+    variables = jax.jit(functools.partial(state.init_variables, model, config))()
+    refresher = step.Refresher(model, device_mesh, 32, images)
+    scale = sizes.gallery / len(images)
+    note = f"timed on {len(images)} slices, x {scale:.3g}"
+
+    def scaled(title: str, call: Callable[[], Any]) -> Row:
+        row = measured(f"{title}, {RETRIEVER_TITLES[name]}", sizes, call, note=note)
+        return row | {key: row[key] * scale for key in ("ms", "fastest", "slowest")}
+
+    yield scaled("refresh, whole forward", lambda: refresher.embeddings(variables))
+    if config.retriever.trained_blocks >= 0:
+        cache = refresher.states(variables)
+        yield scaled("refresh, cached trunk", lambda: refresher.embeddings(variables, cache))
+
+
+def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
+    """All slices of one patient: images on the host in, probabilities and evidence on the host out."""
+    config = joint_config(name, retriever_name, sizes)
+    model, device_mesh = state.build_model(config), mesh.make_mesh(1, 1)
+    variables = jax.jit(functools.partial(state.init_variables, model, config))()
+    table = random_table(sizes)
+    segmenter = inference.Segmenter(
+        model,
+        variables,
+        random_gallery(table, device_mesh),
+        joint.Selection("top_k", 2, 0.1, "patient"),
+        Grid(sizes.image, 1.4, "fit", (0.5, 99.5)),
+        batch_size=sizes.patient,
+        device_mesh=device_mesh,
+    )
+    images = table.images[: sizes.patient]
+    title = f"predict {sizes.patient} slices, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
+    yield measured(title, sizes, lambda: segmenter.slices(images).probabilities)
+
+
+def startup(sizes: Sizes) -> Iterator[Row]:
+    """Builds the U-Net's joint step and does one; the process's whole life is timed by who starts it."""
+    made = JointStep("unet", "tiny", sizes, random_table(sizes), mesh.make_mesh(1, 1))
+    jax.block_until_ready(made.run())
+    yield {"row": "startup", "ms": 0.0}
+
+
+def peaks(sizes: Sizes) -> Iterator[Row]:
+    """This machine's ceilings."""
+    yield {"row": "peaks", "ms": 0.0} | measure.machine_peaks(sizes.seconds / 3)
+
+
+def rows(part: str, sizes: Sizes) -> Iterator[Row]:
+    """The rows of a part, by its name in `sizes.parts`."""
+    kind, _, names = part.partition(":")
+    kinds: dict[str, Callable[..., Iterator[Row]]] = {
+        "backbone": backbone,
+        "retriever": retriever,
+        "guide": guide,
+        "refresh": refresh,
+        "joint": joint_step,
+        "predict": predict,
+        "startup": startup,
+        "peaks": peaks,
+        "scaling": scaling.rows,
+    }
+    return kinds[kind](*(names.split("+") if names else ()), sizes)

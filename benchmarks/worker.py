@@ -1,0 +1,33 @@
+"""One part on one side, in a process of its own: `python -m benchmarks.worker SIDE SIZES PART` writes JSON, a line a row.
+
+SIDE is 'ours', 'torch' or 'torch-compile'. A process of its own, so that neither framework's threads, memory or caches
+stand in the other's way, and so that the peak memory belongs to the part.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from benchmarks.sizes import BY_NAME
+
+MARK = "@row "
+
+
+def main(side: str, size: str, part: str) -> None:
+    """Writes the rows to standard output, each behind `MARK`."""
+    sizes = BY_NAME[size]
+    if side == "ours":
+        from benchmarks import ours
+
+        found = ours.rows(part, sizes)
+    else:
+        from benchmarks import theirs
+
+        found = theirs.rows(part, sizes, side == "torch-compile")
+    for row in found:
+        print(MARK + json.dumps(row | {"part": part}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
