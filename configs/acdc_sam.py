@@ -1,0 +1,37 @@
+"""SAM ViT-B with LoRA and RAD-DINO on ACDC: a backbone of the J-RAS paper (arXiv 2510.09953), with honest splits.
+
+    python run.py --config=configs/acdc_sam.py --workdir=runs/acdc_sam \
+        --config.dataset.manual_dir=PATH_TO_ACDC \
+        --config.backbone.init_from=SAM_VIT_B --config.retriever.init_from=RAD_DINO
+
+The two init_from folders come from `python -m jras_jax.convert` (README). In the image encoder only LoRA of rank 4 on
+queries and values trains, as in SAMed (arXiv 2304.13785); the mask decoder trains whole. The encoder needs its
+init_from: a random one would stay random. To train it whole: --config.backbone.options.lora_rank=0 and
+--config.backbone.frozen="('decoder/position_frequencies',)".
+"""
+
+from configs import common
+from jras_jax.models import sam
+
+
+def get_config():
+    """The paper's sizes and rates; the last block of the retriever trains, as in the authors' later scripts."""
+    c = common.get_config()
+    c.name = "acdc_sam"
+    c.dataset.name = "acdc"
+    c.backbone.name = "sam"
+    c.backbone.variant = "vit_b"
+    c.backbone.options.lora_rank = 4
+    c.backbone.frozen = sam.FROZEN["lora"]
+    c.backbone.in_channels = 3
+    c.retriever.variant = "vitb14"
+    c.retriever.image_size = 224
+    c.retriever.trained_blocks = 1
+    c.optim.name = "adam"
+    c.optim.lr_backbone = 1e-4
+    c.optim.lr_retriever = 1e-4
+    c.optim.weight_decay = 0.0
+    c.train.num_steps = 30_000
+    c.train.batch_size = 4
+    c.train.dtype = "bfloat16"
+    return c
