@@ -62,9 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="PART", help="parts whose name begins so; repeatable"
-    )
+    parser.add_argument("--only", action="append", default=[], metavar="PART", help="parts that begin so; repeatable")
     parser.add_argument("--no-torch", action="store_true", help="measure ours alone")
     parser.add_argument("--output", metavar="DIR", help="where results.json and history.csv go")
     parser.add_argument("--list", action="store_true", help="names of the parts")
@@ -138,15 +136,10 @@ def _startup(sizes: Sizes) -> tuple[float, float]:
     """Seconds of a whole process that does one step, with an empty and with a filled compilation cache."""
     seconds = []
     with tempfile.TemporaryDirectory() as cache:
+        settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         for _ in range(2):
             start = time.monotonic()
-            worker(
-                "ours",
-                sizes,
-                "startup",
-                JAX_COMPILATION_CACHE_DIR=cache,
-                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-            )
+            worker("ours", sizes, "startup", **settings)
             seconds.append(time.monotonic() - start)
     return seconds[0], seconds[1]
 

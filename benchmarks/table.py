@@ -16,8 +16,8 @@ from benchmarks.sizes import RETRIEVER_TITLES, STARTUP_TARGET_S, TITLES, Sizes, 
 Row = dict[str, Any]
 # Every row of results.json has these keys; None where a figure does not exist.
 KEYS = (
-    "row", "part", "ours_ms", "torch_ms", "torch_compile_ms", "ratio", "target", "limit_ms", "met", "spread", "gflop", "gbyte",
-    "of_product_peak", "of_copy_peak", "ours_peak_gb", "torch_peak_gb", "less_memory", "note",
+    "row", "part", "ours_ms", "torch_ms", "torch_compile_ms", "ratio", "target", "limit_ms", "met", "spread", "gflop",
+    "gbyte", "of_product_peak", "of_copy_peak", "ours_peak_gb", "torch_peak_gb", "less_memory", "note",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def merge(ours: Sequence[Row], eager: Sequence[Row], compiled: Sequence[Row], pe
 
 
 def epochs(rows: Sequence[Row], sizes: Sizes) -> list[Row]:
-    """An epoch of every pair whose step and refresh were measured: refresh + N / B x step; of ours the cached refresh."""
+    """An epoch of every pair whose step and refresh were measured: refresh + N / B x step. Ours: the cached refresh."""
     by_name = {r["row"]: r for r in rows}
     steps = sizes.gallery // sizes.batch
     found = []
@@ -120,7 +120,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     if peaks:
         console.print(
-            f"Peaks measured here: {peaks['gflops']:.0f} GFLOP/s (float32 matrix product), {peaks['gb_per_s']:.0f} GB/s "
+            f"Peaks measured here: {peaks['gflops']:.0f} GFLOP/s (a float32 product), {peaks['gb_per_s']:.0f} GB/s "
             "(copy, read + write). GFLOP and GB are XLA's count for our program."
         )
     for note in dict.fromkeys(f"{r['row'].split(',')[0]}: {r['note']}" for r in results["rows"] if r["note"]):

@@ -1,4 +1,4 @@
-"""Our joint step against the authors', alone: `python -m benchmarks.train_step` = `python -m benchmarks --only=joint`."""
+"""The joint step alone: `python -m benchmarks.train_step` does what `python -m benchmarks --only=joint` does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One part on one side, in a process of its own: `python -m benchmarks.worker SIDE SIZES PART` writes JSON, a line a row.
+"""One part on one side: `python -m benchmarks.worker SIDE SIZES PART` writes its rows as JSON, a line each.
 
 SIDE is 'ours', 'torch' or 'torch-compile'. A process of its own, so that neither framework's threads, memory or caches
 stand in the other's way, and so that the peak memory belongs to the part.
