@@ -1,0 +1,106 @@
+"""The benchmark: one schema for all rows, ratios and targets as they are described, the work of collectives counted."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import scaling, table
+from benchmarks.sizes import FULL, QUICK, TARGETS, parts, target
+from jras_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PEAKS = {"gflops": 100.0, "gb_per_s": 10.0}
+
+
+def side(row, part="joint:unet+tiny", ms=100.0, peak_gb=1.0):
+    return {
+        "row": row,
+        "part": part,
+        "ms": ms,
+        "fastest": 0.9 * ms,
+        "slowest": 1.2 * ms,
+        "gflop": 5.0,
+        "gbyte": 0.5,
+        "peak_gb": peak_gb,
+    }
+
+
+def test_a_merged_row_says_ratio_target_and_fractions():
+    name = "joint step, U-Net, small retriever"
+    (row,) = table.merge([side(name)], [side(name, ms=250.0, peak_gb=2.0)], [side(name, ms=150.0)], PEAKS)
+    assert set(row) == set(table.KEYS)
+    assert (row["ratio"], row["target"], row["met"], row["torch_compile_ms"]) == (2.5, 2.0, True, 150.0)
+    assert row["of_product_peak"] == pytest.approx(0.5) and row["of_copy_peak"] == pytest.approx(0.5)
+    assert row["less_memory"] and row["spread"] == pytest.approx(0.3)
+
+
+def test_without_torch_nothing_is_claimed():
+    (row,) = table.merge([side("U-Net forward + backward", "backbone:unet")], [], [], PEAKS)
+    assert row["ratio"] is row["met"] is row["torch_ms"] is row["less_memory"] is None
+
+
+def test_a_missed_target_is_not_met():
+    name = "U-Net forward + backward"
+    (row,) = table.merge([side(name, "backbone:unet")], [side(name, "backbone:unet", ms=89.0)], [], PEAKS)
+    assert row["met"] is False
+
+
+def test_an_epoch_is_refresh_plus_steps():
+    def rows(name, ms):
+        return table.new_row(name, "", ours_ms=ms, torch_ms=2 * ms)
+
+    measured = [rows("refresh, whole forward, ViT-B/14", 1000.0), rows("joint step, U-Net, ViT-B/14", 10.0)]
+    cached = table.new_row("refresh, cached trunk, ViT-B/14", "", ours_ms=100.0, torch_ms=2000.0)
+    (epoch,) = table.epochs([*measured, cached], FULL)
+    steps = FULL.gallery // FULL.batch
+    assert epoch["ours_ms"] == 100.0 + steps * 10.0
+    assert epoch["torch_ms"] == 2000.0 + steps * 20.0
+
+
+def test_every_target_belongs_to_a_part():
+    names = ["joint step, U-Net, x", "epoch, x", "search + guide forward", "predict 10 slices, x"]
+    names += [f"{title} forward + backward" for title in ("SegFormer-B0", "SegFormer-B2", "U-Net")]
+    assert {target(name) for name in names} == set(TARGETS.values())
+    assert target("U-Net forward") is None
+    assert len(set(parts(FULL))) == len(parts(FULL)) and set(QUICK.compiled) <= set(parts(QUICK))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%a = f32[2,3]{1,0} all-reduce(%x), channel_id=1", {"all-reduce": 24}),
+        ("%a = (f32[4]{0}, bf16[2]{0}) all-reduce(%x, %y)", {"all-reduce": 20}),
+        ("%a = u8[5]{0} reduce-scatter(%x), dimensions={0}", {"reduce-scatter": 20}),
+        ("%a = s32[8,2]{1,0} all-gather-start(%x)", {"all-gather": 64}),
+        ("%a = f32[2]{0} add(%all-reduce.1, %y)", {}),
+    ],
+)
+def test_collective_bytes(line, expected):
+    assert scaling.collective_bytes(f"HloModule m\n  {line}\n", 4) == expected
+
+
+def test_an_unknown_part_is_named():
+    from rich.console import Console
+
+    from benchmarks.__main__ import run
+
+    with pytest.raises(UserError, match="no such part"):
+        run(QUICK, ["backbon_e"], with_torch=False, console=Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_one_part_runs_without_torch(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only=retriever", "--no-torch", f"--output={tmp_path}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    (row,) = results["rows"]
+    assert set(row) == set(table.KEYS)
+    assert row["ours_ms"] > 0 and row["gflop"] > 0 and row["torch_ms"] is None
+    assert results["peaks"]["gflops"] > 0 and results["versions"]["jax"] != "not installed"
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
