@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.augment.rotate_deg = 30.0  # uniform in +-, degrees
     c.augment.scale = 0.2  # uniform in 1 +-
     c.augment.shift = 0.1  # uniform in +-, share of the grid's side
+    c.augment.retriever_share = 0.33  # of the geometric ranges, for the view that the retriever sees in training
     c.augment.flip = False  # left-right flips put the RV on the wrong side of the heart: off where orientation is known
     c.augment.gamma = 0.3  # exponent uniform in exp(+-)
     c.augment.contrast = 0.25  # factor uniform in 1 +- about the slice's mean
@@ -54,9 +55,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.retriever.image_size = 64  # side of the retriever's own input, pixels; a multiple of the patch (8 tiny, 14)
     c.retriever.trained_blocks = -1  # -1 all, 0 the projection only, n the last n blocks (METHOD's later scripts: 1)
     c.retriever.lora_rank = 0  # above 0: of the blocks that train, only LoRA matrices of this rank do
+    c.retriever.pool = "grid"  # the head sees 'cls' (METHOD) | 'grid', beside it the patch tokens
     c.retriever.hidden = 256  # METHOD
     c.retriever.dim = 128  # METHOD
-    c.retriever.dropout = 0.3  # METHOD
+    c.retriever.dropout = 0.0  # before the head's ReLU (METHOD: 0.3)
     c.retriever.init_from = ""  # converted DINOv2 weights, or the workdir of a pretrain_retriever run
 
     c.retrieval = ml_collections.ConfigDict()
@@ -70,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.retrieval.gallery_memory = "device"  # images and masks: 'device' | 'host' (galleries that do not fit)
     c.retrieval.refresh = "epochs"  # unit of refresh_every: 'epochs' | 'steps' | 'rolling' (a part at every step)
     c.retrieval.refresh_every = 1  # between two computations of the gallery's embeddings (METHOD: 1 epoch)
-    c.retrieval.overlap_weight = 0.3  # weight of the loss that ranks the gallery by the masks' overlap, 0 off
+    c.retrieval.overlap_weight = 1.0  # weight of the loss that ranks the gallery by the masks' overlap, 0 off
     c.retrieval.overlap_sharpness = 0.05  # softmax temperature of that ranking's target, in Dice
     c.retrieval.contrast_weight = 0.0  # METHOD v3: weight of the contrastive loss over candidates, 0 off
     c.retrieval.contrast_candidates = 4  # candidates judged by their segmentation loss, per query
@@ -90,7 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "adamw"  # 'adamw' | 'adam' (METHOD joint) | 'sgd' (nnU-Net: momentum 0.99, Nesterov)
     c.optim.lr_backbone = 1e-3  # peak learning rate of backbone and fusion
-    c.optim.lr_retriever = 1e-4  # peak learning rate of the retriever
+    c.optim.lr_retriever = 1e-3  # peak learning rate of the retriever (METHOD, pre-trained: 1e-4)
     c.optim.weight_decay = 1e-4  # decoupled; on kernels only
     c.optim.warmup_steps = 100
     c.optim.final_lr_factor = 0.01  # cosine decay ends at this share of the peak

@@ -27,6 +27,8 @@ def get_config():
     c.retriever.variant = "vitb14"
     c.retriever.image_size = 224
     c.retriever.trained_blocks = 1
+    c.retriever.pool = "cls"
+    c.retriever.dropout = 0.3
     c.optim.name = "adam"
     c.optim.lr_backbone = 1e-4
     c.optim.lr_retriever = 1e-4

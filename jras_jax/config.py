@@ -54,6 +54,7 @@ class Augment:
     rotate_deg: float
     scale: float
     shift: float
+    retriever_share: float
     flip: bool
     gamma: float
     contrast: float
@@ -78,6 +79,7 @@ class Retriever:
     image_size: int
     trained_blocks: int
     lora_rank: int
+    pool: Literal["cls", "grid"]
     hidden: int
     dim: int
     dropout: float

@@ -149,7 +149,7 @@ class Prototype(Fusion):
         out = list(query)
         for level in self.levels:
             x, y = query[level].astype(jnp.float32), guide[level].astype(jnp.float32)
-            shares = _shrunk(guides.masks, y.shape[2:4]) * guides.weights[..., None, None, None]
+            shares = _shrunk(guides.masks, (y.shape[2], y.shape[3])) * guides.weights[..., None, None, None]
             total = jnp.einsum("bkhwc,bkhwf->bcf", shares, y)
             prototypes = total / (shares.sum((1, 2, 3))[..., None] + 1e-6)
             # Features have a large common part (mean over the map); the cosine compares what stands out of it.

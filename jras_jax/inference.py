@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,12 +150,13 @@ def _forward(
     mesh: Mesh,
     angles: tuple[float, ...],
 ) -> tuple[jax.Array, ...]:
+    apply: Any = model.apply
     plain = images.astype(jnp.float32) / 255.0
     guides, b = None, images.shape[0]
     indices, weights = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0))
     similarity, agreement = jnp.zeros((b, 0)), jnp.full((b,), jnp.nan)
     if gallery is not None and selection is not None:
-        embeddings = model.apply(variables, plain, method="embed_images")
+        embeddings = apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
         scores = None if truth is None else measures.overlap(truth, gallery.masks)
         guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
@@ -163,7 +164,7 @@ def _forward(
         agreement = guide_agreement(guides)
 
     def probabilities(x: jax.Array) -> jax.Array:
-        logits = model.apply(variables, x, guides, method="segment")
+        logits = apply(variables, x, guides, method="segment")
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     total = probabilities(plain)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,45 @@ import jax.numpy as jnp
 class Ranges(Protocol):
     """The ranges of `config.augment`; see configs/common.py for the units."""
 
-    enabled: bool
-    rotate_deg: float
-    scale: float
-    shift: float
-    flip: bool
-    gamma: float
-    contrast: float
-    brightness: float
-    noise_std: float
-    probability: float
+    @property
+    def enabled(self) -> bool: ...
+
+    @property
+    def rotate_deg(self) -> float: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def shift(self) -> float: ...
+
+    @property
+    def retriever_share(self) -> float: ...
+
+    @property
+    def flip(self) -> bool: ...
+
+    @property
+    def gamma(self) -> float: ...
+
+    @property
+    def contrast(self) -> float: ...
+
+    @property
+    def brightness(self) -> float: ...
+
+    @property
+    def noise_std(self) -> float: ...
+
+    @property
+    def probability(self) -> float: ...
+
+
+def milder(ranges: Any) -> Any:
+    """The ranges (a dataclass) with the geometric ones at `retriever_share` of themselves and no flips."""
+    share = ranges.retriever_share
+    names = ("rotate_deg", "scale", "shift")
+    return dataclasses.replace(ranges, flip=False, **{n: share * getattr(ranges, n) for n in names})
 
 
 def augment(key: jax.Array, images: jax.Array, masks: jax.Array, ranges: Ranges) -> tuple[jax.Array, jax.Array]:

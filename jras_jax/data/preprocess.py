@@ -100,7 +100,8 @@ def grid_map(volume: Volume, grid: Grid) -> GridMap:
     if volume.spacing_known:
         transpose, flip_rows, flip_cols = orientation(volume.affine)
         spacing = volume.spacing[[1, 0]] if transpose else volume.spacing[:2]
-        scale = tuple(float(s) / grid.spacing_mm for s in spacing) if grid.spacing_mm else (1.0, 1.0)
+        down, across = (float(s) / grid.spacing_mm if grid.spacing_mm else 1.0 for s in spacing)
+        scale = (down, across)
     else:
         transpose, flip_rows, flip_cols = True, False, False
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0

@@ -23,10 +23,8 @@ from jras_jax.errors import UserError
 from jras_jax.models import vit
 from jras_jax.models.layers import Linear
 
-# Mean and deviation of the pixels in pre-training. RAD-DINO's own (its preprocessor_config.json; grey X-rays) for the
-# size that it has; ImageNet's for DINOv2's other sizes.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PIXELS = {"vitb14": ((0.5307,) * 3, (0.2583,) * 3)}
+POOLS = ("cls", "grid")
+GRID, GRID_CHANNELS = 8, 16  # tokens a side and channels a token that `pool='grid'` gives to the head
 
 
 class Retriever(nn.Module):
@@ -38,6 +36,9 @@ class Retriever(nn.Module):
       trained_blocks: -1 all trains; n: the last n blocks and the final norm train (0: the projection alone), what
         stands before is frozen, and `states` is constant.
       lora_rank: 0, or: of the blocks that train only LoRA matrices of this rank do (arXiv 2106.09685).
+      pool: what the head sees: 'cls', the CLS token (the paper); 'grid', beside it the patch tokens, brought to 16
+        channels on a grid of at most 8 x 8: where the structures lie, which a small ViT trained from scratch does not
+        learn to bring into its CLS token.
       hidden, dim, dropout: of the projection head.
       dtype: of the computation.
     """
@@ -46,6 +47,7 @@ class Retriever(nn.Module):
     image_size: int = 64
     trained_blocks: int = -1
     lora_rank: int = 0
+    pool: str = "cls"
     hidden: int = 256
     dim: int = 128
     dropout: float = 0.3
@@ -53,6 +55,10 @@ class Retriever(nn.Module):
 
     def setup(self):
         self.encoder = vit.create(self.variant, lora_rank=self.lora_rank, dtype=self.dtype)
+        if self.pool not in POOLS:
+            raise UserError(f"config.retriever.pool={self.pool!r}: choose one of {', '.join(POOLS)}")
+        if self.pool == "grid":
+            self.narrow = Linear(GRID_CHANNELS, kernel_init=nn.initializers.lecun_normal())
         self.project1 = Linear(self.hidden, kernel_init=nn.initializers.lecun_normal())
         self.project2 = Linear(self.dim, kernel_init=nn.initializers.lecun_normal())
         self.drop = nn.Dropout(self.dropout)
@@ -63,18 +69,35 @@ class Retriever(nn.Module):
         return frozen_blocks(self.variant, self.trained_blocks)
 
     def states(self, images: jax.Array) -> jax.Array:
-        """(B, S, S) float in [0, 1] -> the prefix's states (B, 1+T, D) of type `dtype`."""
+        """(B, S, S) float in [0, 1] -> the prefix's states (B, 1+T, D) of type `dtype`.
+
+        Each slice is brought to mean 0 and deviation 1, the moments that pixels have in DINOv2's pre-training; its
+        fixed statistics would leave the scanner's scale in the embedding.
+        """
         size = (self.image_size, self.image_size)
         if images.shape[1:] != size:
             images = jax.image.resize(images, (len(images), *size), "linear", antialias=True)
-        mean, deviation = (jnp.asarray(v, jnp.float32) for v in PIXELS.get(self.variant, IMAGENET))
-        return self.encoder.prefix((images[..., None] - mean) / deviation, self.frozen_blocks)
+        mean, deviation = images.mean((1, 2), keepdims=True), images.std((1, 2), keepdims=True)
+        pixels = (images - mean) / (deviation + 1e-3)
+        return self.encoder.prefix(jnp.repeat(pixels[..., None], 3, -1), self.frozen_blocks)
 
     def project(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, 1+T, D) -> the head's output (B, dim) float32, of any norm."""
-        x = self.encoder.suffix(states, self.frozen_blocks)[:, 0].astype(jnp.float32)
+        x = self._pooled(self.encoder.suffix(states, self.frozen_blocks).astype(jnp.float32))
         x = nn.relu(self.drop(self.project1(x), deterministic=not train))
         return self.project2(x)
+
+    def _pooled(self, tokens: jax.Array) -> jax.Array:
+        """The last hidden state (B, 1+T, D) -> what the projection head takes."""
+        cls, patches = tokens[:, 0], tokens[:, 1:]
+        if self.pool == "cls":
+            return cls
+        side = self.image_size // self.encoder.patch
+        patches = self.narrow(patches).reshape(len(tokens), side, side, GRID_CHANNELS)
+        if side > GRID:
+            small = (len(tokens), GRID, GRID, GRID_CHANNELS)
+            patches = jax.image.resize(patches, small, "linear", antialias=True)
+        return jnp.concatenate([cls, patches.reshape(len(tokens), -1)], -1)
 
     def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, 1+T, D) -> embeddings (B, dim) float32 of norm 1."""
@@ -135,7 +158,7 @@ def fingerprint(params: Any, settings: Mapping[str, Any]) -> str:
       settings: its config section; what only matters in training is left out.
     """
     digest = hashlib.sha256()
-    for key in ("variant", "image_size", "hidden", "dim"):
+    for key in ("variant", "image_size", "pool", "hidden", "dim"):
         digest.update(f"{key}={settings[key]};".encode())
     for name, leaf in sorted(flax.traverse_util.flatten_dict(dict(params), sep="/").items()):
         array = np.ascontiguousarray(leaf)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +47,7 @@ class HostRows:
 jax.tree_util.register_pytree_node(HostRows, lambda rows: ((), rows), lambda rows, _: rows)
 
 
-@flax.struct.dataclass
-class Gallery:
+class Gallery(flax.struct.PyTreeNode):
     """Labelled slices that may guide.
 
     Attributes:
@@ -80,8 +79,7 @@ class QueryKeys(NamedTuple):
     row: jax.Array
 
 
-@flax.struct.dataclass
-class Guides:
+class Guides(flax.struct.PyTreeNode):
     """What was retrieved for B queries.
 
     Attributes:

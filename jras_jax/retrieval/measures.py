@@ -6,6 +6,7 @@ Axes: Q query slices, N gallery rows, K guides, S model grid.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ GRID = 64  # side in pixels at which all queries are compared with all rows; fin
 CHUNK = 256  # queries compared at once
 
 
-def overlap(a: jax.Array, b: jax.Array) -> jax.Array:
+def overlap(a: Any, b: Any) -> jax.Array:
     """Mean foreground Dice between every mask of (Q, S, S) and every mask of (N, S, S), integer labels -> (Q, N).
 
     The mean runs over the structures that at least one of the two has; two empty masks agree fully.

@@ -65,7 +65,8 @@ def select(
     if strategy == "softmax":
         rows = jnp.broadcast_to(jnp.arange(similarity.shape[1], dtype=jnp.int32), similarity.shape)
         return Selected(rows, jax.nn.softmax(masked(similarity / temperature, allowed)))
-    noise = ranking_noise(strategy, *similarity.shape, temperature, key)
+    queries, rows_ = similarity.shape
+    noise = ranking_noise(strategy, queries, rows_, temperature, key)
     indices = pick(similarity, allowed, noise, strategy, k)
     chosen = [jnp.take_along_axis(x, indices, 1) for x in (similarity, noise)]
     return Selected(indices, weigh(*chosen, strategy=strategy, temperature=temperature))

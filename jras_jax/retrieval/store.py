@@ -122,8 +122,9 @@ def read(folder: str | pathlib.Path, fingerprint: str | None = None) -> tuple[Sl
         arrays = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as e:
         raise GalleryError(f"{path}: not a readable safetensors file ({e})") from e
-    names = {key: tuple(facts[key]) for key in ("cases", "patients", "vendors")}
-    return SliceTable(**{name: arrays[name] for name in ROWS}, **names), arrays["embeddings"]
+    fields: dict[str, Any] = {name: arrays[name] for name in ROWS}
+    fields |= {key: tuple(facts[key]) for key in ("cases", "patients", "vendors")}
+    return SliceTable(**fields), arrays["embeddings"]
 
 
 def without(table: SliceTable, patients: tuple[str, ...]) -> SliceTable:
@@ -162,7 +163,7 @@ def joined(a: SliceTable, b: SliceTable) -> SliceTable:
         if name == "neighbours":
             right = np.where(right < 0, right, right + len(a))
         fields[name] = np.concatenate([left, right])
-    return SliceTable(**fields, **names)
+    return SliceTable(**(fields | names))
 
 
 def _renumbered(numbers: np.ndarray, old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray:
@@ -176,14 +177,13 @@ def _rows(table: SliceTable, kept: np.ndarray) -> SliceTable:
         raise UserError("no slice would be left in the gallery")
     place = np.full(len(table) + 1, -1, np.int32)  # the last place answers for -1
     place[kept] = np.arange(len(kept))
-    fields = {name: getattr(table, name)[kept] for name in ROWS}
+    fields: dict[str, Any] = {name: getattr(table, name)[kept] for name in ROWS}
     fields["neighbours"] = place[fields["neighbours"]]
-    names = {}
     for name, kind in (("case", "cases"), ("patient", "patients"), ("vendor", "vendors")):
         used, fields[name] = np.unique(fields[name], return_inverse=True)
         fields[name] = fields[name].astype(np.int32)
-        names[kind] = tuple(getattr(table, kind)[i] for i in used)
-    return SliceTable(**fields, **names)
+        fields[kind] = tuple(getattr(table, kind)[i] for i in used)
+    return SliceTable(**fields)
 
 
 def _facts(folder: pathlib.Path) -> dict[str, Any]:

@@ -28,17 +28,19 @@ def variables(model: joint.JointModel, config: Config) -> joint.Variables | None
     if not any(sources.values()):
         return None
     random = jax.tree.map(np.asarray, jax.jit(lambda: state.init_variables(model, config))())
-    params = dict(random["params"])
+    result = {collection: dict(tree) for collection, tree in random.items()}
     for part, source in sources.items():
         if source:
-            params[part] = _load(part, params[part], source)
-    return random | {"params": params}
+            own = {collection: tree[part] for collection, tree in random.items() if part in tree}
+            for collection, tree in _load(part, own, source).items():
+                result[collection][part] = tree
+    return result
 
 
-def _load(part: str, params: Any, source: str) -> Any:
+def _load(part: str, variables: Any, source: str) -> Any:
     path = pathlib.Path(source)
     if part == "retriever" and (path / RETRIEVER_FILE).is_file():
         path = path / RETRIEVER_FILE
     if not path.exists():
         raise UserError(f"config.{part}.init_from={source!r}: no such file or folder")
-    return convert.init_from(params, path)
+    return convert.init_from(variables, path)

@@ -30,6 +30,7 @@ VIEW = Augment(  # METHOD's views; flips are left out: they would call a mirrore
     rotate_deg=10.0,
     scale=0.1,
     shift=0.05,
+    retriever_share=1.0,
     flip=False,
     gamma=0.2,
     contrast=0.3,
@@ -120,7 +121,8 @@ def _update(
         other, _ = augment(k2, second, nothing, VIEW)
         both = jnp.concatenate([seen, other])
         embed = "embed_images" if config.pretrain.normalise else "project_images"
-        z = model.apply({"params": {"retriever": params}}, both, True, method=embed, rngs={"dropout": k3})
+        apply: Any = model.apply
+        z = apply({"params": {"retriever": params}}, both, True, method=embed, rngs={"dropout": k3})
         n = len(first)
         same_patient = batch["patient"][:, None] == batch["patient"][None]
         loss, accuracy = contrastive.nt_xent(z[:n], z[n:], temperature=config.pretrain.temperature, ignore=same_patient)

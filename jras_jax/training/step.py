@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jras_jax import joint, losses, mesh
 from jras_jax.config import Config
 from jras_jax.data import NUM_CLASSES
-from jras_jax.data.augment import augment
+from jras_jax.data.augment import augment, milder
 from jras_jax.retrieval import contrastive, measures
 from jras_jax.retrieval import gallery as galleries
 from jras_jax.retrieval.gallery import Gallery, QueryKeys
@@ -36,6 +36,11 @@ class Step:
     tx: optax.GradientTransformation
     config: Config
     mesh: Mesh | None = None
+
+    @property
+    def apply(self) -> Any:
+        """The model's `apply`."""
+        return self.model.apply
 
     @property
     def selection(self) -> joint.Selection:
@@ -88,7 +93,7 @@ def train_step(
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(setup.config.optim.ema_decay, (1 + t) / (10 + t))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     new = state.replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state, ema=ema)
     return new, metrics
 
@@ -104,30 +109,33 @@ def _loss(
     setup: Step,
     contrast: bool,
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-    config, model = setup.config, setup.model
-    k_augment, k_dropout, k_select = jax.random.split(key, 3)
+    config, apply = setup.config, setup.apply
+    k_augment, k_dropout, k_select, k_view = jax.random.split(key, 4)
     variables = {"params": params, **state.extra}
     plain = batch["image"].astype(jnp.float32) / 255.0
     images, labels = augment(k_augment, plain, batch["mask"].astype(jnp.int32), config.augment)
     metrics: Metrics = {}
-    guides, embeddings, overlap = None, None, None
+    guides, overlap = None, None
+    embeddings: Any = None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
-        # The retriever sees the plain slice: what the gallery holds of it, and what a scan to segment will show.
+        # The retriever has a milder view than the backbone, nearer to the plain slices of the gallery that it is
+        # compared with; with a frozen prefix, whose states are cached, the plain slice itself.
         if cache is not None:
-            states = galleries.gather_rows(cache, batch["row"][:, None], mesh=setup.mesh)[:, 0]
-            embed = functools.partial(model.apply, method="embed")
+            seen, shown = batch["mask"], galleries.gather_rows(cache, batch["row"][:, None], mesh=setup.mesh)[:, 0]
+            embed = functools.partial(apply, method="embed")
         else:
-            states, embed = plain, functools.partial(model.apply, method="embed_images")
-        embeddings = embed(variables, states, True, rngs={"dropout": jax.random.fold_in(k_dropout, 1)})
+            shown, seen = augment(k_view, plain, batch["mask"].astype(jnp.int32), milder(config.augment))
+            embed = functools.partial(apply, method="embed_images")
+        embeddings = embed(variables, shown, True, rngs={"dropout": jax.random.fold_in(k_dropout, 1)})
         if config.retrieval.overlap_weight or config.retrieval.strategy == "oracle":
-            overlap = measures.overlap(batch["mask"], gallery.masks)
+            overlap = measures.overlap(seen, gallery.masks)
         guides = joint.retrieve(
             embeddings, gallery, queries, setup.selection, NUM_CLASSES, scores=overlap, key=k_select, mesh=setup.mesh
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
-    logits, updated = model.apply(
+    logits, updated = apply(
         variables, images, guides, True, method="segment", rngs={"dropout": k_dropout}, mutable=list(state.extra)
     )
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(config.loss))
@@ -173,13 +181,13 @@ def _contrastive_term(
 
     Each of `contrast_candidates` nearest candidates guides alone, without gradient; their losses rank them.
     """
-    r, model = setup.config.retrieval, setup.model
+    r = setup.config.retrieval
     b, m = images.shape[0], r.contrast_candidates
     nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
     found = joint.retrieve(jax.lax.stop_gradient(embeddings), gallery, queries, nearest, NUM_CLASSES, mesh=setup.mesh)
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
     repeated = jnp.repeat(images, m, 0)
-    logits = model.apply(jax.lax.stop_gradient(variables), repeated, alone, False, method="segment")
+    logits = setup.apply(jax.lax.stop_gradient(variables), repeated, alone, False, method="segment")
     judged = losses.per_slice_loss(logits, jnp.repeat(labels, m, 0)).reshape(b, m)
     candidates = galleries.gather_rows(gallery.embeddings, found.indices, mesh=setup.mesh)  # (B, m, dim)
     similarity = jnp.einsum("bd,bmd->bm", embeddings, candidates)
@@ -214,21 +222,22 @@ class Refresher:
         self.mesh, self.images = device_mesh, images
         self.batch_size = -(-batch_size // data) * data
         self.chunks = -(-len(images) // self.batch_size)
-        self._rows = rows = mesh.by_rows(device_mesh)
+        rows = mesh.by_rows(device_mesh)
+        apply: Any = model.apply
         everywhere = mesh.replicated(device_mesh)
         scaled = lambda x: x.astype(jnp.float32) / 255.0  # noqa: E731
 
         def states(v: joint.Variables, x: jax.Array) -> jax.Array:
-            return model.apply(v, scaled(x), method="states").astype(jnp.bfloat16)
+            return apply(v, scaled(x), method="states").astype(jnp.bfloat16)
 
         def cached(v: joint.Variables, cache: jax.Array, start: jax.Array) -> jax.Array:
             part = jax.lax.dynamic_slice_in_dim(cache, start, self.batch_size)
-            return model.apply(v, jax.lax.with_sharding_constraint(part, rows), method="embed")
+            return apply(v, jax.lax.with_sharding_constraint(part, rows), method="embed")
 
         self._states = jax.jit(states, out_shardings=rows)
         self._join = jax.jit(lambda parts: jnp.concatenate(parts), out_shardings=rows)
         self._cached = jax.jit(cached, out_shardings=everywhere)
-        self._whole = jax.jit(lambda v, x: model.apply(v, scaled(x), method="embed_images"), out_shardings=everywhere)
+        self._whole = jax.jit(lambda v, x: apply(v, scaled(x), method="embed_images"), out_shardings=everywhere)
 
     def states(self, variables: joint.Variables) -> jax.Array:
         """The frozen states (at least N, T, D) bfloat16, split over the data axis by rows; padded at the end."""
