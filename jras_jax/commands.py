@@ -81,7 +81,7 @@ def baseline_of(config: Config) -> Config:
 
 def enable_compilation_cache(config: Config | None) -> None:
     """Keeps compiled programs between starts, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         folder = pathlib.Path("~/.cache/jras_jax/compiled").expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
