@@ -3,6 +3,7 @@
     python run.py --config=configs/demo.py                                  train, evaluate, report
     python run.py --mode=evaluate --workdir=runs/demo --config.eval.split=test
     python run.py --mode=predict --workdir=runs/demo --input=SCAN.nii.gz --output=masks
+    python run.py --mode=gallery --workdir=runs/demo --input=LABELLED_SCANS --output=GALLERY
 
 Any setting of configs/common.py is overridden with --config.section.key=value.
 """
@@ -16,7 +17,7 @@ import sys
 
 from jras_jax.errors import UserError
 
-MODES = ("train", "evaluate", "predict", "pretrain_retriever")
+MODES = ("train", "evaluate", "predict", "gallery", "pretrain_retriever")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,9 +28,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", help="config file; evaluate and predict take the run's own")
     p.add_argument("--mode", default="train", choices=MODES)
     p.add_argument("--workdir", help="folder of the run (default: runs/<config's name>)")
-    p.add_argument("--input", help="predict: a NIfTI file, or a folder of them")
-    p.add_argument("--output", help="predict: folder for the masks")
-    p.add_argument("--gallery", help="predict: folder of another gallery made by this run's retriever")
+    p.add_argument("--input", help="predict: a NIfTI file, or a folder of them; gallery: a folder of labelled scans")
+    p.add_argument("--output", help="predict: folder for the masks; gallery: folder for the gallery")
+    p.add_argument(
+        "--gallery",
+        help="predict: folder of another gallery made by this run's retriever, or of labelled scans (NAME.nii.gz with "
+        "NAME_gt.nii.gz); gallery: the gallery to change, in place or into --output",
+    )
+    p.add_argument("--split", help="gallery: make it of train, validation or test patients of the run's data set")
+    p.add_argument("--add", help="gallery: folder of labelled scans to add to --gallery")
+    p.add_argument("--remove", default="", help="gallery: patients to leave out, PATIENT,PATIENT")
+    p.add_argument("--labels", help="label values of labelled scans, LV:1,MYO:2,RV:3 (default: the run's data set's)")
     p.add_argument("--no_report", action="store_true", help="train: stop after training, without evaluation and report")
     p.add_argument("--coordinator", default="", help="several hosts without a scheduler: HOST:PORT of the first")
     p.add_argument("--num_processes", type=int, default=0, help="several hosts without a scheduler: how many")
@@ -70,9 +79,13 @@ def _run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
         raise UserError(f"--mode={args.mode} reads the run's own configuration from --workdir; leave --config out")
     if args.mode == "evaluate":
         return commands.evaluate_mode(args.workdir, overrides, tfds_builders.build)
+    if args.mode == "gallery":
+        return commands.gallery_mode(args, overrides, tfds_builders.build)
     if not args.input or not args.output:
         raise UserError("--mode=predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
-    return commands.predict_mode(pathlib.Path(args.workdir), args.input, args.output, args.gallery, overrides)
+    return commands.predict_mode(
+        pathlib.Path(args.workdir), args.input, args.output, args.gallery, args.labels, overrides
+    )
 
 
 if __name__ == "__main__":

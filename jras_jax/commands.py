@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -60,14 +61,42 @@ def evaluate_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build
     return 0
 
 
+def gallery_mode(args: argparse.Namespace, overrides: tuple[str, ...], build: dataset.Build) -> int:
+    """Makes or changes a gallery; `args` are those of run.py."""
+    from jras_jax import galleries
+
+    enable_compilation_cache(None)
+    folder, table = galleries.make(
+        args.workdir,
+        args.output,
+        build,
+        source=args.input,
+        split=args.split,
+        base=args.gallery,
+        add=args.add,
+        remove=tuple(filter(None, (name.strip() for name in args.remove.split(",")))),
+        labels=args.labels,
+        overrides=overrides,
+    )
+    say(
+        f"{folder}: {galleries.contents(table)}\nuse it with --mode=predict --workdir={args.workdir} --gallery={folder}"
+    )
+    return 0
+
+
 def predict_mode(
-    workdir: pathlib.Path, source: str, output: str, gallery: str | None, overrides: tuple[str, ...]
+    workdir: pathlib.Path,
+    source: str,
+    output: str,
+    gallery: str | None,
+    labels: str | None,
+    overrides: tuple[str, ...],
 ) -> int:
     """Segments scans."""
     from jras_jax import predict
 
     enable_compilation_cache(None)
-    written = predict.predict(workdir, source, output, gallery=gallery, overrides=overrides)
+    written = predict.predict(workdir, source, output, gallery=gallery, labels=labels, overrides=overrides)
     say(f"{len(written)} masks in {output}")
     return 0
 

@@ -59,11 +59,23 @@ class Opened:
 
     def gallery_of(self, table: SliceTable, folder: pathlib.Path | None = None) -> galleries.Gallery:
         """The gallery of a slice table, embedded by this run's retriever; kept in `folder` where one is given."""
-        memory = self.config.retrieval.gallery_memory
-        empty = galleries.from_table(table, self.config.retriever.dim, self.device_mesh, memory=memory)
         embeddings = self.embed(table.images)
         if folder is not None and jax.process_index() == 0:
             store.save(folder, table, embeddings, self.fingerprint)
+        return self.gallery_from(table, embeddings)
+
+    def gallery_from(self, table: SliceTable, embeddings: np.ndarray) -> galleries.Gallery:
+        """The gallery of a slice table and its embeddings (N, dim), on the run's devices.
+
+        Raises:
+          UserError: it has fewer slices than guides are retrieved, or lies on another grid.
+        """
+        r, size = self.config.retrieval, self.config.dataset.image_size
+        if len(table) < r.top_k:
+            raise UserError(f"the gallery has {len(table)} slices, but {r.top_k} guides are retrieved: add cases")
+        if table.images.shape[-1] != size:
+            raise UserError(f"the gallery's slices have {table.images.shape[-1]} pixels a side, this run's {size}")
+        empty = galleries.from_table(table, self.config.retriever.dim, self.device_mesh, memory=r.gallery_memory)
         return galleries.with_embeddings(empty, embeddings, self.device_mesh)
 
     def segmenter(self, gallery: galleries.Gallery | None) -> inference.Segmenter:
@@ -110,23 +122,17 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Open
     return Opened(config, workdir, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)
 
 
-def load_gallery(run: Opened, folder: str | pathlib.Path | None) -> tuple[galleries.Gallery, store.Names]:
-    """The gallery that a run predicts with.
-
-    Args:
-      run: with retrieval.
-      folder: of another gallery, which must have been made by this run's retriever; None: the run's own, whose
-        embeddings are made anew (and kept) where they are of an older checkpoint.
+def own_gallery(run: Opened) -> tuple[galleries.Gallery, SliceTable]:
+    """The gallery in a run's folder and its slices; embedded anew, and kept, where it is of an older checkpoint.
 
     Raises:
-      UserError: no gallery there, a damaged one, or one made by another retriever.
+      UserError: no gallery there, or a damaged one.
     """
-    if folder is not None:
-        return store.load(folder, run.fingerprint, run.device_mesh, memory=run.config.retrieval.gallery_memory)
     own = run.workdir / "gallery"
     if not own.is_dir():
         raise UserError(f"{own} is missing: evaluate the run once (--mode=evaluate) to make it, or give --gallery=DIR")
-    if store.fingerprint_of(own) != run.fingerprint:
-        logging.info("embedding the gallery with the checkpoint of step %d", run.step)
-        run.gallery_of(store.read(own)[0], own)
-    return store.load(own, run.fingerprint, run.device_mesh, memory=run.config.retrieval.gallery_memory)
+    table, embeddings = store.read(own)
+    if store.fingerprint_of(own) == run.fingerprint:
+        return run.gallery_from(table, embeddings), table
+    logging.info("embedding the gallery with the checkpoint of step %d", run.step)
+    return run.gallery_of(table, own), table

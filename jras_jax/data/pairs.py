@@ -1,0 +1,154 @@
+"""Labelled scans outside any data set: NIfTI pairs NAME.nii.gz and NAME_gt.nii.gz, anywhere below a folder.
+
+Names are read as the challenges write them, so that one patient is one name wherever it comes from:
+patient001_frame12 and patient001_ES are patient001, CODE_sa is CODE, any other NAME is its own patient. An Info.cfg
+beside a pair (ACDC's patient folders) says which frames are ED and ES, and the pathology group.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from absl import logging
+
+from jras_jax.data import LABEL_CONVENTIONS, PHASES, STRUCTURES, Volume, nifti
+from jras_jax.errors import UserError
+
+SUFFIXES = (".nii.gz", ".nii")
+_NAME = re.compile(r"^(?P<patient>.+?)(?:_sa)?(?:_(?:frame(?P<frame>\d+)|(?P<phase>ED|ES)))?$")
+
+
+def convention_labels(convention: str) -> dict[str, int]:
+    """{'RV': 1, ...}: the label values of a data set's own convention, 'acdc' or 'mnms'."""
+    values = LABEL_CONVENTIONS[convention]
+    return {name: values[label] for name, label in STRUCTURES.items()}
+
+
+def parse_labels(text: str) -> dict[str, int]:
+    """'LV:1,MYO:2,RV:3' -> {'LV': 1, 'MYO': 2, 'RV': 3}.
+
+    Raises:
+      UserError: not of that form, not each of RV, MYO and LV once, or a value that is no label or stands twice.
+    """
+    labels: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, value = (p.strip() for p in part.partition(":"))
+        if name not in STRUCTURES or name in labels or not value.isdecimal() or not 1 <= int(value) <= 255:
+            raise UserError(f"--labels={text}: {part!r}; give each structure and its label once, as LV:1,MYO:2,RV:3")
+        labels[name] = int(value)
+    if set(labels) != set(STRUCTURES) or len(set(labels.values())) != len(labels):
+        raise UserError(f"--labels={text}: give each of {', '.join(STRUCTURES)} a label of its own, as LV:1,MYO:2,RV:3")
+    return labels
+
+
+def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Volume]:
+    """Reads every pair below a folder.
+
+    Args:
+      folder: 3-D pairs give one volume each, 4-D ones a volume for every frame whose mask is not empty. Scans without
+        a mask are passed over.
+      labels: structure -> its value in these masks.
+
+    Returns:
+      Volumes with masks in the project's labels, sorted by case.
+
+    Raises:
+      UserError: no such folder, no pair in it, a mask without its scan, a file that breaks a rule of `nifti` or holds
+        another label, two pairs of one case, or masks that are all empty.
+    """
+    folder = pathlib.Path(folder)
+    masks = _masks(folder)
+    volumes: dict[str, Volume] = {}
+    for mask in masks:
+        for volume in _read_pair(mask, labels):
+            if volume.case in volumes:
+                other = volumes[volume.case].source
+                raise UserError(f"{folder}: {other} and {volume.source} are both case {volume.case}; keep one of them")
+            volumes[volume.case] = volume
+    if not volumes:
+        raise UserError(f"{folder}: the masks of all {len(masks)} pairs are empty, so there is nothing to retrieve")
+    return [volumes[case] for case in sorted(volumes)]
+
+
+def patient_of(name: str) -> str:
+    """The patient in a scan's name: 'patient001_frame12' -> 'patient001', 'A0S9V9_sa' -> 'A0S9V9'."""
+    match = _NAME.match(name)
+    return match["patient"] if match else name
+
+
+def stem(path: pathlib.Path) -> str:
+    """A NIfTI file's name without .nii or .nii.gz."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _masks(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    masks = sorted(p for p in folder.rglob("*_gt.nii*") if p.name.endswith(SUFFIXES) and p.is_file())
+    if not masks:
+        raise UserError(f"{folder}: holds no labelled scans; a pair is NAME.nii.gz and its mask NAME_gt.nii.gz")
+    return masks
+
+
+def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int]) -> list[Volume]:
+    """The labelled volumes of one pair."""
+    name = stem(mask_path).removesuffix("_gt")
+    found = [p for p in (mask_path.with_name(name + suffix) for suffix in SUFFIXES) if p.is_file()]
+    if not found:
+        raise UserError(f"{mask_path}: its scan {name}.nii.gz is not beside it")
+    scan = nifti.read_scan(found[0])
+    mask = nifti.read_labels(mask_path, like=scan)
+    array = _project_labels(mask, labels)
+    match = _NAME.match(name)
+    assert match is not None
+    info = _info(mask_path.parent / "Info.cfg")
+    images, masks = (a if a.ndim == 4 else a[..., None] for a in (scan.array, array))
+    kept = np.flatnonzero(masks.any((0, 1, 2)))
+    if not len(kept):
+        logging.warning("%s: the mask is empty, the pair is passed over", mask_path)
+    # ACDC counts frames from 1. A pair of 3-D files is one frame of its cine, a 4-D one holds the cine itself.
+    first = max(int(match["frame"]) - 1, 0) if match["frame"] else 0
+    phases = {int(info[p]) - 1: p for p in PHASES if info.get(p, "").isdecimal()}
+    return [
+        Volume(
+            image=np.ascontiguousarray(images[..., t], np.float32),
+            mask=np.ascontiguousarray(masks[..., t]),
+            affine=scan.affine,
+            spacing=scan.spacing,
+            spacing_known=scan.spacing_known,
+            patient=match["patient"],
+            phase=match["phase"] or phases.get(first + int(t), ""),
+            group=info.get("Group", ""),
+            frame=first + int(t),
+            source=str(found[0]),
+        )
+        for t in kept
+    ]
+
+
+def _project_labels(mask: nifti.Scan, labels: Mapping[str, int]) -> np.ndarray:
+    """A mask's own values -> the project's labels."""
+    lookup = np.zeros(256, np.uint8)
+    for name, value in labels.items():
+        lookup[value] = STRUCTURES[name]
+    foreign = sorted(set(np.unique(mask.array).tolist()) - {0, *labels.values()})
+    if foreign:
+        own = ",".join(f"{name}:{value}" for name, value in labels.items())
+        raise UserError(
+            f"{mask.path}: holds the labels {foreign}, but {own} and 0 for the background are expected; say what the "
+            "values mean with --labels=LV:VALUE,MYO:VALUE,RV:VALUE"
+        )
+    return lookup[mask.array]
+
+
+def _info(path: pathlib.Path) -> dict[str, str]:
+    """The lines 'key: value' of an Info.cfg, none where it is absent or no text."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    parts = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, colon, value in parts if colon}
