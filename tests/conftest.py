@@ -8,12 +8,12 @@ import tempfile
 # Programs that several tests compile are compiled once a session; processes that tests start share them too.
 COMPILED = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jras_compiled_"))
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
-import tfds_builders
-from jras_jax import config as configs
-from jras_jax.training import loop
+import tfds_builders  # noqa: E402
+from jras_jax import config as configs  # noqa: E402
+from jras_jax.training import loop  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -217,11 +217,12 @@ def search(
             check_vma=False,  # an all-gather's result is equal on all devices, which the checker cannot see
         )
         indices = merge(fixed, gallery.embeddings, allowed, noise, scores)
+    indices, present = selection.settle(indices, allowed)
     chosen = gather_rows(gallery.embeddings, indices, mesh=mesh)
     similarity = jnp.einsum("bd,bkd->bk", embeddings, chosen, precision=jax.lax.Precision.HIGHEST)
     noise = jnp.take_along_axis(noise, indices, 1)
     relevance = similarity if scores is None else jnp.take_along_axis(scores, indices, 1)
-    weights = selection.weigh(relevance, noise, strategy=strategy, temperature=temperature)
+    weights = selection.weigh(relevance, noise, present, strategy=strategy, temperature=temperature)
     return indices, weights, similarity
 
 

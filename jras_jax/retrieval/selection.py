@@ -47,7 +47,7 @@ def select(
 
     Args:
       similarity: (B, N) float; for 'oracle' the true overlap.
-      allowed: (B, N) bool; at least k of each query's rows.
+      allowed: (B, N) bool; at least one row of each query (where there are fewer than k, the rest weighs 0).
       strategy: one of `STRATEGIES`; 'softmax' takes all N rows (k is not used).
       k: guides a query.
       temperature: of the softmax (of sparsemax, of the Gumbel noise).
@@ -67,9 +67,9 @@ def select(
         return Selected(rows, jax.nn.softmax(masked(similarity / temperature, allowed)))
     queries, rows_ = similarity.shape
     noise = ranking_noise(strategy, queries, rows_, temperature, key)
-    indices = pick(similarity, allowed, noise, strategy, k)
+    indices, present = settle(pick(similarity, allowed, noise, strategy, k), allowed)
     chosen = [jnp.take_along_axis(x, indices, 1) for x in (similarity, noise)]
-    return Selected(indices, weigh(*chosen, strategy=strategy, temperature=temperature))
+    return Selected(indices, weigh(*chosen, present, strategy=strategy, temperature=temperature))
 
 
 def check(strategy: str, k: int, rows: int) -> None:
@@ -108,16 +108,36 @@ def ranks(similarity: jax.Array, allowed: jax.Array, noise: jax.Array, strategy:
     return masked(noise if strategy == "random" else similarity + noise, allowed)
 
 
-def weigh(similarity: jax.Array, noise: jax.Array, *, strategy: str, temperature: float) -> jax.Array:
-    """Weights (B, K) float32 of sum 1 of the chosen rows, from their similarities (and noise) (B, K)."""
-    logits = (similarity / temperature).astype(jnp.float32)
+def settle(indices: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keeps a leak rule where it leaves a query fewer rows than guides: the best row stands in for a forbidden one.
+
+    Args:
+      indices: (B, K), of `pick`, which runs out of allowed rows there.
+      allowed: (B, N) bool.
+
+    Returns:
+      indices (B, K) of allowed rows, and (B, K) bool: False for a stand-in, which must weigh nothing.
+    """
+    present = jnp.take_along_axis(allowed, indices, 1)
+    return jnp.where(present, indices, indices[:, :1]), present
+
+
+def weigh(
+    similarity: jax.Array, noise: jax.Array, present: jax.Array, *, strategy: str, temperature: float
+) -> jax.Array:
+    """Weights (B, K) float32 of sum 1 of the chosen rows, from their similarities (and noise) (B, K).
+
+    Where `present` (B, K) is False the weight is 0; a query without any present row has weights NaN, never a leak.
+    """
+    logits = masked((similarity / temperature).astype(jnp.float32), present)
+    equal = present / present.sum(1, keepdims=True)
     if strategy == "random":
-        return jnp.full(logits.shape, 1.0 / logits.shape[1])
+        return equal
     if strategy == "sparsemax":
         return sparsemax(logits)
     if strategy == "gumbel_top_k":
         soft = jax.nn.softmax(logits + jax.lax.stop_gradient(noise) / temperature)
-        return 1.0 / logits.shape[1] + soft - jax.lax.stop_gradient(soft)
+        return equal + soft - jax.lax.stop_gradient(soft)
     return jax.nn.softmax(logits)
 
 
