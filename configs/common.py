@@ -81,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.fusion = ml_collections.ConfigDict()
     c.fusion.name = "prototype"  # 'prototype' | 'concat' (METHOD's paper) | 'adapter' | 'cross_attention'
+    c.fusion.guide_gradient = False  # True: the encoder also trains through the guides' features (a slower step)
     c.fusion.options = ml_collections.ConfigDict()  # further keywords of the fusion class
 
     c.loss = ml_collections.ConfigDict()

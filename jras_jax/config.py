@@ -107,7 +107,8 @@ class Retrieval:
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    name: str
+    name: Literal["prototype", "concat", "adapter", "cross_attention"]
+    guide_gradient: bool
     options: dict
 
 

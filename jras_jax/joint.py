@@ -46,12 +46,15 @@ class JointModel(nn.Module):
     Attributes:
       backbone, retriever, fusion: see docs/ARCHITECTURE.md for their contracts.
       in_channels: 1, or 3 to repeat grey for weights trained on RGB.
+      guide_gradient: whether the encoder also trains through the guides' features. Without it they cost a forward pass
+        only; the retriever's gradient, which goes through the weights, is the same.
     """
 
     backbone: nn.Module
     retriever: nn.Module | None
     fusion: nn.Module | None
     in_channels: int = 1
+    guide_gradient: bool = False
 
     def states(self, images: jax.Array) -> jax.Array:
         """(B, S, S) in [0, 1] -> the retriever's frozen states (B, T, D): constant in training, so they can be kept."""
@@ -83,14 +86,13 @@ class JointModel(nn.Module):
         fused = self.fusion.fuse_input(query, shown)
         if not self.fusion.needs_guide_features:
             return self.backbone.decode(self.backbone.encode(fused, train), size, train)
-        # Query and guides go through the encoder as one batch, each query beside its own guides: one set of kernels,
-        # and rows stay on the device that holds them.
         b, k = guides.images.shape[:2]
-        stacked = jnp.concatenate([fused[:, None], self._channels(shown.images)], 1)
-        features = self.backbone.encode(stacked.reshape(b * (1 + k), *fused.shape[1:]), train)
-        split = [f.reshape(b, 1 + k, *f.shape[1:]) for f in features]
-        queries, guided = tuple(f[:, 0] for f in split), tuple(f[:, 1:] for f in split)
-        return self.backbone.decode(self.fusion.fuse_features(queries, guided, shown), size, train)
+        features = self.backbone.encode(fused, train)
+        guided = self.backbone.encode(self._channels(shown.images).reshape(b * k, *fused.shape[1:]), train)
+        if not self.guide_gradient:
+            guided = jax.lax.stop_gradient(guided)
+        guided = tuple(f.reshape(b, k, *f.shape[1:]) for f in guided)
+        return self.backbone.decode(self.fusion.fuse_features(features, guided, shown), size, train)
 
     def __call__(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
         """Touches every parameter, for initialisation."""

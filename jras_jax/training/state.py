@@ -76,7 +76,7 @@ def build_model(config: Config) -> joint.JointModel:
     if config.fusion.name in fusion.ON_FEATURES:
         fuse_options.setdefault("levels", backbone.fusion_levels)
     fuse = fusion.create(config.fusion.name, num_classes=NUM_CLASSES, **fuse_options)
-    return joint.JointModel(backbone, retriever, fuse, config.backbone.in_channels)
+    return joint.JointModel(backbone, retriever, fuse, config.backbone.in_channels, config.fusion.guide_gradient)
 
 
 def init_variables(model: joint.JointModel, config: Config) -> joint.Variables:

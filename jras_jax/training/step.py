@@ -26,6 +26,7 @@ from jras_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]  # image, mask (B, S, S) uint8; patient, row (B,) int32
 Metrics = dict[str, jax.Array]
+OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _loss(
             embed = functools.partial(apply, method="embed_images")
         embeddings = embed(variables, shown, True, rngs={"dropout": jax.random.fold_in(k_dropout, 1)})
         if config.retrieval.overlap_weight or config.retrieval.strategy == "oracle":
-            overlap = measures.overlap(seen, gallery.masks)
+            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID)
         guides = joint.retrieve(
             embeddings, gallery, queries, setup.selection, NUM_CLASSES, scores=overlap, key=k_select, mesh=setup.mesh
         )
