@@ -72,6 +72,15 @@ def resize_positions(positions: jax.Array, grid: tuple[int, int], method: Method
     return resize(positions.astype(jnp.float32), grid, method)
 
 
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(..., in) @ (in, out) -> (..., out), the leading axes taken together.
+
+    The kernel's gradient is then one plain matrix product; as a contraction over several axes it is up to 5 times
+    slower on CPU.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Linear(nn.Module):
     """y = x W + b, with an optional low-rank correction x A B (LoRA, arXiv 2106.09685, scale 1; B starts at zero).
 
@@ -88,13 +97,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = matmul(x, kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         if self.lora_rank:
             down = self.param("lora_a", nn.initializers.he_uniform(), (x.shape[-1], self.lora_rank), jnp.float32)
             up = self.param("lora_b", nn.initializers.zeros, (self.lora_rank, self.features), jnp.float32)
-            y = y + (x @ down.astype(self.dtype)) @ up.astype(self.dtype)
+            y = y + matmul(matmul(x, down.astype(self.dtype)), up.astype(self.dtype))
         return y
 
 
@@ -181,7 +190,7 @@ class PatchEmbedding(nn.Module):
         x = images[:, : rows * p, : columns * p].astype(self.dtype)
         x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch, rows, columns, p * p * channels)
-        return x @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+        return matmul(x, kernel.reshape(-1, self.width).astype(self.dtype)) + bias.astype(self.dtype)
 
 
 @jax.custom_vjp
@@ -272,7 +281,7 @@ class Upsample2x(nn.Module):
         batch, height, width, channels = x.shape
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2, 3))
         kernel = self.param("kernel", init, (channels, 2, 2, self.features), jnp.float32).astype(self.dtype)
-        y = x.astype(self.dtype) @ kernel.reshape(channels, -1)
+        y = matmul(x.astype(self.dtype), kernel.reshape(channels, -1))
         y = y.reshape(batch, height, width, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
         y = y.reshape(batch, 2 * height, 2 * width, self.features)
         if self.use_bias:

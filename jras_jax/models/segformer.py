@@ -23,6 +23,7 @@ from jras_jax.models.layers import (
     LayerNorm,
     Linear,
     PatchEmbedding,
+    matmul,
     resize,
 )
 
@@ -145,7 +146,7 @@ class Decoder(nn.Module):
             kernel, bias = _Map(self.width, name=f"linear_{index}")(x.shape[-1])
             precise = jax.lax.Precision.HIGHEST
             kernel, bias = (jnp.matmul(w, part, precision=precise).astype(self.dtype) for w in (kernel, bias))
-            y = resize(x.astype(self.dtype) @ kernel + bias, size)
+            y = resize(matmul(x.astype(self.dtype), kernel) + bias, size)
             total = y if total is None else total + y
         x = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(total)
         x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
