@@ -74,7 +74,7 @@ QUICK = Sizes(
     retrievers=("tiny",),
     seconds=0.2,
     repeats=(2, 3),
-    devices=(1, 2),
+    devices=(2,),
     scaling_gallery=32,
 )
 BY_NAME = {sizes.name: sizes for sizes in (FULL, QUICK)}
