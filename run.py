@@ -3,6 +3,7 @@
     python run.py --config=configs/demo.py                                  train, evaluate, report
     python run.py --mode=evaluate --workdir=runs/demo --config.eval.split=test
     python run.py --mode=predict --workdir=runs/demo --input=SCAN.nii.gz --output=masks
+    python run.py --mode=choose --workdir=runs/demo      do post-processing, test-time augmentation help? (validation)
     python run.py --mode=gallery --workdir=runs/demo --input=LABELLED_SCANS --output=GALLERY
 
 Any setting of configs/common.py is overridden with --config.section.key=value.
@@ -17,7 +18,7 @@ import sys
 
 from jras_jax.errors import UserError
 
-MODES = ("train", "evaluate", "predict", "gallery", "pretrain_retriever")
+MODES = ("train", "evaluate", "choose", "predict", "gallery", "pretrain_retriever")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +80,8 @@ def _run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
         raise UserError(f"--mode={args.mode} reads the run's own configuration from --workdir; leave --config out")
     if args.mode == "evaluate":
         return commands.evaluate_mode(args.workdir, overrides, tfds_builders.build)
+    if args.mode == "choose":
+        return commands.choose_mode(args.workdir, overrides, tfds_builders.build)
     if args.mode == "gallery":
         return commands.gallery_mode(args, overrides, tfds_builders.build)
     if not args.input or not args.output:

@@ -61,6 +61,38 @@ def evaluate_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build
     return 0
 
 
+def choose_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build) -> int:
+    """Measures post-processing and test-time augmentation on validation and says which to use."""
+    from jras_jax import choose, evaluate
+
+    enable_compilation_cache(None)
+    quiet = jax.process_index() != 0
+    found = choose.choose(workdir, build, overrides, lambda title, volumes: evaluate.progress(title, quiet)(volumes))
+    if quiet:
+        return 0
+    unit = {"voxel": "voxels"}.get(found["unit"], found["unit"])
+    table = rich.table.Table(title=f"Validation, {found['patients']} patients; gain over neither, 95% interval")
+    for name in ("post-processing", "augmentation", "Dice", "gain", f"HD95, {unit}", "gain "):
+        table.add_column(name, justify="left" if name in ("post-processing", "augmentation") else "right")
+    for o in found["options"]:
+        table.add_row(
+            o["postprocess"], "on" if o["tta"] else "off", *_with_gain(o, "dice", 4), *_with_gain(o, "hd95", 2)
+        )
+    rich.console.Console(width=120).print(table)
+    chosen = found["chosen"]
+    flags = f"--config.eval.postprocess={chosen['postprocess']} --config.eval.tta={chosen['tta']}"
+    say(f"chosen: {flags}\n({found['rule']})\nscore with it: run.py --mode=evaluate --workdir={workdir} {flags}")
+    return 0
+
+
+def _with_gain(option: dict[str, Any], key: str, digits: int) -> tuple[str, str]:
+    """('0.9012', '+0.0031 (+0.0010 to +0.0052)'); '-' where there is no figure."""
+    if option[key] is None or option[f"{key}_gain"] is None:
+        return "-", "-"
+    gain, low, high = (f"{option[f'{key}_gain{end}']:+.{digits}f}" for end in ("", "_low", "_high"))
+    return f"{option[key]:.{digits}f}", f"{gain} ({low} to {high})"
+
+
 def gallery_mode(args: argparse.Namespace, overrides: tuple[str, ...], build: dataset.Build) -> int:
     """Makes or changes a gallery; `args` are those of run.py."""
     from jras_jax import galleries

@@ -8,16 +8,29 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 import rich.progress
+from absl import logging
 
-from jras_jax import dataset, runs
+from jras_jax import choose, dataset, runs
 from jras_jax.data import Volume
-from jras_jax.data.preprocess import SliceTable, slice_table
-from jras_jax.evaluation import evaluator, metrics
+from jras_jax.data.preprocess import SliceTable
+from jras_jax.evaluation import clinical, evaluator, metrics, statistics
 from jras_jax.inference import VolumePrediction
 from jras_jax.training import provenance
 
+POSITION_COLUMNS = (
+    "patient",
+    "phase",
+    "position",
+    "structure",
+    "dice",
+    "jaccard",
+    "voxels",
+    "reference_voxels",
+    "empty",
+)
 PROTOCOL = (
     "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient; guides "
     "come from training patients only, never from the query's own patient"
@@ -44,48 +57,77 @@ def evaluate(
     run = runs.open_run(workdir, overrides)
     config = run.config
     data = dataset.prepare(config, build, run.splits())
-    table, gallery = None, None
-    if config.retrieval.enabled:
-        table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
-        gallery = run.gallery_of(table, run.workdir / "gallery")
     volumes = data.part(config.eval.split)
+    table, gallery = runs.train_gallery(run, data)
     out = run.workdir / "evaluation"
-    out.mkdir(exist_ok=True)
-    for old in (out / "evidence").glob("*.npz"):
-        old.unlink()
-    rows: list[dict[str, Any]] = []
+    scores = _Scores()
     retrieved = evaluator.RetrievedMasks(table) if table is not None else None
     kept = _Evidence(out / "evidence", config.eval.evidence_cases, table)
     segmenter = run.segmenter(gallery)
-    bar = _progress(f"evaluating {config.eval.split}", quiet)
+    bar = progress(f"evaluating {config.eval.split}", quiet)
     for volume, found in evaluator.predictions(segmenter, volumes, table, config.eval.postprocess, bar):
-        own = evaluator.case_rows(volume, found)
-        rows += own
-        kept.add(volume, found, float(np.mean([r["dice"] for r in own])))
+        kept.add(volume, found, scores.add(volume, found))
         if retrieved is not None:
             retrieved.add(volume, found)
-    kept.write()
-    metrics.write_cases_csv(out / "cases.csv", rows)
-    summary = _summary(run, rows, volumes, table, retrieved)
-    (out / "summary.json").write_text(json.dumps(_finite(summary), indent=1) + "\n")
+    summary = finite(_summary(run, scores, volumes, table, retrieved))
+    for warning in summary["warnings"]:
+        logging.warning("%s", warning)
+    if jax.process_index() == 0:
+        kept.write()
+        metrics.write_cases_csv(out / "cases.csv", scores.cases)
+        metrics.write_cases_csv(out / "positions.csv", scores.positions, POSITION_COLUMNS)
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+class _Scores:
+    """What the volumes scored, as it is written."""
+
+    def __init__(self) -> None:
+        self.cases: list[dict[str, Any]] = []
+        self.positions: list[dict[str, Any]] = []
+        self.paper: list[list[dict[str, Any]]] = []
+
+    def add(self, volume: Volume, found: VolumePrediction) -> float:
+        """Scores a volume; returns its mean Dice."""
+        assert volume.mask is not None
+        rows = evaluator.case_rows(volume, found)
+        self.cases += rows
+        self.positions += evaluator.position_rows(volume, found)
+        self.paper.append(metrics.paper_2d_scores(volume.mask, found.labels))
+        return float(np.mean([r["dice"] for r in rows]))
+
+    def uncertainty(self) -> dict[str, Any]:
+        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
+        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.cases:
+            cases.setdefault((row["patient"], row["phase"]), []).append(row)
+        dice = [float(np.mean([r["dice"] for r in rows])) for rows in cases.values()]
+        signs = {
+            "entropy": [rows[0]["entropy"] for rows in cases.values()],
+            "guide_disagreement": [1.0 - rows[0]["guide_agreement"] for rows in cases.values()],
+        }
+        found = {name: statistics.spearman(values, dice) for name, values in signs.items()}
+        return {f"{name}_vs_dice": {"spearman": c.rho, "p": c.p, "n": c.n} for name, c in found.items() if c.n}
 
 
 def _summary(
     run: runs.Opened,
-    rows: list[dict[str, Any]],
+    scores: _Scores,
     volumes: list[Volume],
     table: SliceTable | None,
     retrieved: evaluator.RetrievedMasks | None,
 ) -> dict[str, Any]:
     config, warnings = run.config, []
-    units = {r["unit"] for r in rows}
+    units = {r["unit"] for r in scores.cases}
     if "voxel" in units:
         warnings.append(
             "some scans have no known voxel spacing: their distances are in voxels and their volumes in voxel counts"
         )
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
+    if config.eval.split == "test" and choose.unmeasured(run):
+        warnings.append(choose.UNMEASURED)
     gallery: dict[str, Any] = {"enabled": config.retrieval.enabled}
     if table is not None:
         gallery |= {
@@ -98,13 +140,16 @@ def _summary(
             "temperature": config.retrieval.temperature,
             "fingerprint": run.fingerprint,
         }
-    return metrics.aggregate(rows) | {
+    return metrics.aggregate(scores.cases) | {
         "protocol": PROTOCOL,
         "split": config.eval.split,
         "patients": len({v.patient for v in volumes}),
         "unit": units.pop() if len(units) == 1 else "mixed",
         "gallery": gallery,
         "retrieval": retrieved.summary(controls=True) if retrieved is not None else {},
+        "paper_2d": metrics.aggregate_paper_2d(scores.paper),
+        "clinical": clinical.clinical_summary(scores.cases),
+        "uncertainty": scores.uncertainty(),
         "checkpoint_step": run.step,
         "name": config.name,
         "fold": config.dataset.fold,
@@ -124,6 +169,7 @@ class _Evidence:
         self._kept: list[tuple[float, str, dict[str, Any]]] = []
 
     def add(self, volume: Volume, found: VolumePrediction, dice: float) -> None:
+        """Keeps a case, and lets go of a middling one."""
         if not self._cases:
             return
         assert volume.mask is not None
@@ -148,7 +194,10 @@ class _Evidence:
             del self._kept[self._cases // 2]
 
     def write(self) -> None:
+        """Writes the files, in place of those of an earlier evaluation."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        for old in self._folder.glob("*.npz"):
+            old.unlink()
         for _, case, arrays in self._kept:
             np.savez_compressed(self._folder / f"{case}.npz", **arrays)
 
@@ -159,7 +208,9 @@ def _name(table: SliceTable, row: int) -> str:
     return f"{patient} {phase} slice {table.slice_index[row]}"
 
 
-def _progress(title: str, quiet: bool) -> Any:
+def progress(title: str, quiet: bool) -> Any:
+    """A progress bar over what it is called with."""
+
     def shown(items: Iterable[Any]) -> Iterable[Any]:
         if quiet:
             return items
@@ -168,10 +219,10 @@ def _progress(title: str, quiet: bool) -> Any:
     return shown
 
 
-def _finite(tree: Any) -> Any:
+def finite(tree: Any) -> Any:
     """NaN -> None: JSON has no NaN."""
     if isinstance(tree, dict):
-        return {k: _finite(v) for k, v in tree.items()}
+        return {k: finite(v) for k, v in tree.items()}
     if isinstance(tree, list):
-        return [_finite(v) for v in tree]
+        return [finite(v) for v in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -13,7 +12,7 @@ from jras_jax import dataset, galleries, runs
 from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, nifti, pairs
 from jras_jax.data.preprocess import SliceTable, volume_slices
 from jras_jax.errors import UserError
-from jras_jax.evaluation import postprocess
+from jras_jax.evaluation import evaluator
 from jras_jax.inference import Segmenter, VolumePrediction
 from jras_jax.retrieval import store
 
@@ -115,10 +114,7 @@ def _segment(
     run: runs.Opened, segmenter: Segmenter, volume: Volume, patient: int, rows: np.ndarray | None
 ) -> VolumePrediction:
     found = segmenter.volume(volume, patient, rows)
-    if run.config.eval.postprocess != "largest_component":
-        return found
-    labels = postprocess.largest_component(found.labels, STRUCTURES.values())
-    return dataclasses.replace(found, labels=labels)
+    return evaluator.cleaned(found) if run.config.eval.postprocess == "largest_component" else found
 
 
 def _own_labels(run: runs.Opened, found: VolumePrediction) -> np.ndarray:

@@ -13,9 +13,9 @@ import numpy as np
 from absl import logging
 
 from jras_jax import config as configs
-from jras_jax import inference, joint, mesh
+from jras_jax import dataset, inference, joint, mesh
 from jras_jax.config import Config
-from jras_jax.data.preprocess import SliceTable
+from jras_jax.data.preprocess import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.evaluation import evaluator
 from jras_jax.retrieval import encoder, store
@@ -120,6 +120,14 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Open
     restored = checkpoints.restore_part(best, {"state": {kept: target["params"], "extra": extra}})["state"]
     checkpoints.close()
     return Opened(config, workdir, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)
+
+
+def train_gallery(run: Opened, data: dataset.Data) -> tuple[SliceTable | None, galleries.Gallery | None]:
+    """The gallery of the run's training patients, kept in its folder, and its slices; None for a run without."""
+    if not run.config.retrieval.enabled:
+        return None, None
+    table = slice_table(data.part("train"), data.grid, drop_empty=run.config.dataset.drop_empty)
+    return table, run.gallery_of(table, run.workdir / "gallery")
 
 
 def own_gallery(run: Opened) -> tuple[galleries.Gallery, SliceTable]:

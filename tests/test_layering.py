@@ -22,7 +22,7 @@ LAYERS = (
     ("jras_jax.evaluation",),
     ("jras_jax.training",),
     ("jras_jax.runs",),
-    ("jras_jax.evaluate", "jras_jax.predict", "jras_jax.galleries"),
+    ("jras_jax.evaluate", "jras_jax.predict", "jras_jax.galleries", "jras_jax.choose"),
     ("jras_jax.report",),
     ("jras_jax.commands",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.n
 
 def predictions(
     segmenter: Segmenter,
-    volumes: Sequence[Volume],
+    volumes: Iterable[Volume],
     table: SliceTable | None,
     rule: str = "none",
     progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
@@ -65,15 +66,20 @@ def predictions(
         patient, rows = gallery_numbers(volume, table)
         found = segmenter.volume(volume, patient, rows)
         if rule == "largest_component":
-            labels = postprocess.largest_component(found.labels, STRUCTURES.values())
-            found = VolumePrediction(labels, found.images, found.slices, found.mapping, found.entropy)
+            found = cleaned(found)
         yield volume, found
+
+
+def cleaned(found: VolumePrediction) -> VolumePrediction:
+    """A prediction with the largest component of each structure only."""
+    return dataclasses.replace(found, labels=postprocess.largest_component(found.labels, STRUCTURES.values()))
 
 
 def case_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
     """One row per structure of a scored volume, as `cases.csv` has them."""
     assert volume.mask is not None
-    scores = metrics.score_structures(volume.mask, found.labels, volume.spacing, STRUCTURES)
+    spacing = volume.spacing if volume.spacing_known else None
+    scores = metrics.score_structures(volume.mask, found.labels, spacing, STRUCTURES)
     agreement = found.slices.agreement
     known = np.isfinite(agreement)
     shared = {
@@ -86,8 +92,15 @@ def case_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
         "entropy": found.entropy,
         "guide_agreement": float(agreement[known].mean()) if known.any() else float("nan"),
     }
-    fields = ("dice", "jaccard", "hd", "hd95", "assd", "volume_ml", "reference_volume_ml", "empty")
+    fields = [f.name for f in dataclasses.fields(metrics.Scores)]
     return [shared | {"structure": name} | {f: getattr(s, f) for f in fields} for name, s in scores.items()]
+
+
+def position_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
+    """One row per third of the heart and structure of a scored volume, as `positions.csv` has them."""
+    assert volume.mask is not None
+    shared = {"patient": volume.patient, "phase": volume.phase}
+    return [shared | row for row in metrics.position_scores(volume.mask, found.labels)]
 
 
 def dice_of(volume: Volume, labels: np.ndarray) -> dict[str, float]:
