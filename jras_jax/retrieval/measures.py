@@ -21,7 +21,8 @@ CHUNK = 256  # queries compared at once
 def overlap(a: Any, b: Any, grid: int = GRID) -> jax.Array:
     """Mean foreground Dice between every mask of (Q, S, S) and every mask of (N, S, S), integer labels -> (Q, N).
 
-    Masks of more than `grid` pixels a side are thinned to about that. The mean runs over the structures that at least one of the two has; two empty masks agree fully.
+    Masks of more than `grid` pixels a side are thinned to about that. The mean runs over the structures that at least
+    one of the two has; two empty masks agree fully.
     """
     step = max(1, a.shape[-1] // grid)
     a, b = (x[:, ::step, ::step].reshape(len(x), -1) for x in (a, b))
