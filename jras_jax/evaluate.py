@@ -31,10 +31,12 @@ POSITION_COLUMNS = (
     "reference_voxels",
     "empty",
 )
-PROTOCOL = (
-    "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient; guides "
-    "come from training patients only, never from the query's own patient"
-)
+PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
+_GUIDES = {
+    "patient": "; guides come from training patients only, never from the query's own patient",
+    "slice": "; guides come from training patients, other slices of the query's own patient among them (this leaks)",
+    "none": "; guides come from training patients, the query's own slice among them (this leaks)",
+}
 
 
 def evaluate(
@@ -141,7 +143,7 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
         "split": config.eval.split,
         "patients": len({v.patient for v in volumes}),
         "unit": units.pop() if len(units) == 1 else "mixed",

@@ -59,6 +59,7 @@ def build(run: Run, baseline: Run | None) -> str:
         cases.section_of(run, found, shown),
         process.retriever(run),
         process.training(run, baseline),
+        process.options(run),
         process.provenance(run, baseline),
     ]
     assets = resources.files(__package__).joinpath("assets")

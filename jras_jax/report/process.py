@@ -14,6 +14,8 @@ from jras_jax.report.markup import (
     Section,
     absent,
     element,
+    figure_number,
+    interval,
     join,
     number,
     p_value,
@@ -181,6 +183,54 @@ def uncertainty(run: Run, found: Sequence[analysis.Case], shown: Mapping[str, st
             ["Case", "Entropy, nats", "Guide agreement, Dice", "Dice"], listed, caption=f"Check first: highest {first}"
         ),
     )
+
+
+OPTION_NAMES = {
+    ("none", False): "neither",
+    ("largest_component", False): "largest component of each structure",
+    ("none", True): "test-time augmentation",
+    ("largest_component", True): "both",
+}
+
+
+def options(run: Run) -> Section:
+    """Whether post-processing and test-time augmentation help, as validation measured it."""
+    title = "Post-processing and augmentation"
+    found = run.choices
+    if not found.get("options"):
+        return section(
+            "options",
+            title,
+            absent(
+                "Whether they help was not measured on validation: "
+                f"python run.py --mode=choose --workdir={run.path} does that, then evaluate again."
+            ),
+        )
+    used = _option_name({"postprocess": run.summary.get("postprocess"), "tta": run.summary.get("tta")})
+    chosen = _option_name(found.get("chosen", {}))
+    rows = []
+    for option in found["options"]:
+        name = _option_name(option)
+        row: list[Any] = [element("strong", name) if name == chosen else name]
+        for key, digits in (("dice", 4), ("hd95", 2)):
+            gain, low, high = (option.get(f"{key}_gain{end}") for end in ("", "_low", "_high"))
+            shown = figure_number(number(gain, digits, signed=True), interval(low, high, digits, signed=True))
+            row += [number(option.get(key), digits), NOTHING if name == "neither" else shown]
+        rows.append(row)
+    text = f"Chosen on the validation fold: {chosen}. The scores of this page were made with: {used}."
+    if found.get("checkpoint_step") != run.summary.get("checkpoint_step"):
+        text += f" The choice was made for another checkpoint (step {found.get('checkpoint_step')})."
+    unit = {"voxel": "voxels"}.get(str(found.get("unit")), str(found.get("unit")))
+    note = (
+        f"{plural(int(found.get('patients', 0)), 'patient')} of the validation fold; gains over neither on the same "
+        f"structures, 95% bootstrap interval over patients. Rule: {found.get('rule', '')}."
+    )
+    header = ["Option", "Dice", "Gain in Dice", f"HD95, {unit}", f"Change of HD95, {unit}"]
+    return section("options", title, paragraph(text), table(header, rows, caption="Measured on validation", note=note))
+
+
+def _option_name(option: Mapping[str, Any]) -> str:
+    return OPTION_NAMES.get((option.get("postprocess", "none"), bool(option.get("tta"))), "an unknown option")
 
 
 def provenance(run: Run, baseline: Run | None) -> Section:

@@ -16,6 +16,7 @@ from jras_jax.evaluation.metrics import DISTANCES, read_cases_csv
 SUMMARY = pathlib.PurePosixPath("evaluation/summary.json")
 CASES = pathlib.PurePosixPath("evaluation/cases.csv")
 POSITIONS = pathlib.PurePosixPath("evaluation/positions.csv")
+CHOICES = pathlib.PurePosixPath("evaluation/choices.json")
 EVIDENCE = pathlib.PurePosixPath("evaluation/evidence")
 
 
@@ -37,6 +38,7 @@ class Run:
       positions: evaluation/positions.csv, rows as `metrics.position_scores` gives them with patient and phase; empty
         where the file is missing.
       evidence: case name -> .npz file.
+      choices: evaluation/choices.json, which options validation chose; empty where they were not measured.
     """
 
     path: pathlib.Path
@@ -48,6 +50,7 @@ class Run:
     cases: Sequence[Mapping[str, Any]]
     positions: Sequence[Mapping[str, Any]]
     evidence: Mapping[str, pathlib.Path]
+    choices: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -90,6 +93,7 @@ def read(path: str | pathlib.Path) -> Run:
         cases=_cases(path / CASES),
         positions=read_cases_csv(path / POSITIONS) if (path / POSITIONS).is_file() else [],
         evidence={f.stem: f for f in sorted((path / EVIDENCE).glob("*.npz"))},
+        choices=_json(path / CHOICES),
     )
 
 
