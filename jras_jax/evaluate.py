@@ -205,9 +205,9 @@ class _Evidence:
 
 
 def _name(table: SliceTable, row: int) -> str:
-    """'patient012 ED slice 3' of a gallery row."""
+    """'patient012 ED slice 3' of a gallery row, slices counted from 1 as the report counts them."""
     patient, _, phase = table.cases[table.case[row]].rpartition("_")
-    return f"{patient} {phase} slice {table.slice_index[row]}"
+    return f"{patient} {phase} slice {table.slice_index[row] + 1}"
 
 
 def progress(title: str, quiet: bool) -> Any:

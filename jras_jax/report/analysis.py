@@ -60,8 +60,12 @@ def number_of(row: Mapping[str, Any], column: str) -> float:
 
 
 def summarise(rows: Rows, measure: str) -> statistics.Summary:
-    """Distribution of a measure over rows, its interval over patients."""
-    return statistics.summarise([number_of(r, measure) for r in rows], [r["patient"] for r in rows])
+    """Distribution of a measure over rows, its interval over patients (NaN for one patient, who shows no spread)."""
+    return _without_one(statistics.summarise([number_of(r, measure) for r in rows], [r["patient"] for r in rows]))
+
+
+def _without_one(summary: statistics.Summary) -> statistics.Summary:
+    return summary if summary.n_patients > 1 else dataclasses.replace(summary, low=math.nan, high=math.nan)
 
 
 def compare(rows: Rows, baseline: Rows) -> dict[str, Paired]:
@@ -77,7 +81,7 @@ def compare(rows: Rows, baseline: Rows) -> dict[str, Paired]:
         enough = len(per_patient) >= LEAST_PATIENTS_FOR_TEST
         means = list(per_patient.values())
         raw.append(statistics.paired_wilcoxon(means, [0.0] * len(means)) if enough else math.nan)
-        found[measure] = (statistics.summarise(values, patients), per_patient)
+        found[measure] = (_without_one(statistics.summarise(values, patients)), per_patient)
     corrected = statistics.holm(raw)
     return {m: Paired(*found[m], float(p), unmatched) for m, p in zip(MEASURES, corrected, strict=True)}
 

@@ -55,7 +55,8 @@ def tick_label(value: float, step: float) -> str:
     """As many digits as the step between ticks needs; thousands as 20k where the step is in ten thousands."""
     if step >= 10_000 and value:
         return f"{number(value / 1000, 0)}k"
-    if abs(step) < 1e-3:
+    # In powers of ten only near zero: far from it, all ticks would read alike.
+    if abs(step) < 1e-3 and abs(value) <= 20 * abs(step):
         if not value:
             return "0"
         return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")

@@ -311,11 +311,12 @@ def _value(settings: Mapping[str, Any], key: str) -> Html:
 
 
 def _splits(run: Run) -> Html:
-    lists = {k: v for k, v in flatten(run.splits).items() if isinstance(v, list)}
+    # Not the list of all folds: train and validation say who is where.
+    lists = {k: v for k, v in flatten(run.splits).items() if isinstance(v, list) and v and isinstance(v[0], str)}
     if not lists:
         return absent("splits.json is missing or empty: who trained and who was scored is not known.")
     rows = [(name, len(patients), ", ".join(map(str, patients))) for name, patients in lists.items()]
-    sizes = ", ".join(f"{n} {name}" for name, n, _ in rows)
+    sizes = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n, _ in rows)
     entries = [(element("dt", f"{name} ({n})"), element("dd", who)) for name, n, who in rows]
     return element("details", element("summary", f"Patients: {sizes}"), element("dl", entries, class_="facts"))
 

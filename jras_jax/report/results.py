@@ -193,6 +193,8 @@ def verdict(paired: analysis.Paired) -> str:
     size = f"{number(abs(d.mean))} Dice {'above' if d.mean >= 0 else 'below'} the baseline"
     if math.isnan(d.mean):
         return "Run and baseline share no case: they cannot be compared."
+    if math.isnan(d.low):
+        return f"The run is {size}, in one patient alone: that shows nothing about others."
     spread = interval(d.low, d.high, signed=True)
     if d.low <= 0 <= d.high:
         tail = "includes 0, so these data do not show which is better."
