@@ -211,7 +211,7 @@ def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
     note = f"timed on {len(images)} slices, x {scale:.3g}"
 
     def scaled(title: str, call: Callable[[], Any]) -> Row:
-        row = measured(f"{title}, {RETRIEVER_TITLES[name]}", sizes, call, note=note)
+        row = measured(f"{title}, {RETRIEVER_TITLES[name]}", sizes.briefly, call, note=note)
         return row | {key: row[key] * scale for key in ("ms", "fastest", "slowest")}
 
     yield scaled("refresh, whole forward", lambda: refresher.embeddings(variables))

@@ -43,6 +43,11 @@ class Sizes:
     scaling_gallery: int
     compiled: tuple[str, ...] = ()
 
+    @property
+    def briefly(self) -> Sizes:
+        """Fewer repeats, for parts that take many seconds a call."""
+        return dataclasses.replace(self, repeats=(2, 3))
+
 
 FULL = Sizes(
     name="full",
