@@ -1,0 +1,274 @@
+"""Evaluation of a run: what it writes, that its scores are those of its masks, and that it says what must be said."""
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from jras_jax import choose, commands, evaluate, predict, report, runs
+from jras_jax.data import PHASES, STRUCTURES
+from jras_jax.errors import UserError
+from jras_jax.evaluation import evaluator
+from jras_jax.retrieval import store
+
+MEASURES = ("dice", "hd", "hd95", "assd")
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained_run, tiny, tmp_path_factory):
+    """A copy of the tiny run, scored on its three test patients."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained_run, folder)
+    evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test", "--config.eval.evidence_cases=3"), quiet=True)
+    return folder
+
+
+def summary_of(folder):
+    return json.loads((folder / "evaluation" / "summary.json").read_text())
+
+
+def cases_of(folder):
+    with (folder / "evaluation" / "cases.csv").open() as f:
+        return list(csv.DictReader(f))
+
+
+def scans_of(tiny, part):
+    """The phantom's folders of patients: 'training' or 'testing'."""
+    return next((tiny.data_dir / "scans").glob("*")) / part
+
+
+def test_summary_has_the_means_their_breakdown_and_where_they_come_from(evaluated):
+    summary = summary_of(evaluated)
+    assert {*MEASURES, "n"} <= set(summary["mean"])
+    assert set(summary["by"]) == {f"{s}/{p}" for s in STRUCTURES for p in PHASES}
+    assert all({*MEASURES, "n"} <= set(means) for means in summary["by"].values())
+    assert summary["mean"]["n"] == 3 * len(PHASES) * len(STRUCTURES)
+    assert summary["split"] == "test" and summary["patients"] == 3 and summary["unit"] == "mm"
+    assert "3-D" in summary["protocol"] and "never from the query's own patient" in summary["protocol"]
+    assert summary["gallery"]["patients"] == 4 and summary["gallery"]["exclude"] == "patient"
+    assert summary["gallery"]["fingerprint"] == store.fingerprint_of(evaluated / "gallery")
+    assert summary["checkpoint_step"] in (2, 4)
+    assert summary["warnings"] == []
+
+
+def test_summary_means_are_the_means_of_the_cases(evaluated):
+    summary, rows = summary_of(evaluated), cases_of(evaluated)
+    for name, means in [("", summary["mean"]), *summary["by"].items()]:
+        own = [r for r in rows if name in ("", f"{r['structure']}/{r['phase']}")]
+        for measure in MEASURES:
+            known = [float(r[measure]) for r in own if not math.isnan(float(r[measure]))]
+            assert means[measure] == (pytest.approx(np.mean(known), abs=1e-12) if known else None)
+
+
+def test_cases_hold_one_row_per_patient_phase_and_structure(evaluated):
+    splits = json.loads((evaluated / "splits.json").read_text())
+    keys = [(r["patient"], r["phase"], r["structure"]) for r in cases_of(evaluated)]
+    assert sorted(keys) == sorted((p, phase, s) for p in splits["test"] for phase in PHASES for s in STRUCTURES)
+
+
+def surface_points(mask, zooms):
+    inner = ndimage.binary_erosion(mask)  # the default structure is the 6-neighbourhood
+    return np.argwhere(mask & ~inner) * zooms
+
+
+def test_scores_are_those_of_the_masks_that_predict_writes(evaluated, tiny, tmp_path):
+    """Recomputed with nothing of the project but its masks: overlap by counting, distances by a search tree."""
+    scans = scans_of(tiny, "testing")
+    predict.predict(evaluated, scans, tmp_path)
+    rows = {(r["patient"], r["phase"], r["structure"]): r for r in cases_of(evaluated)}
+    compared = 0
+    for info in sorted(scans.rglob("Info.cfg")):
+        frames = dict(line.split(": ") for line in info.read_text().splitlines() if line[:3] in ("ED:", "ES:"))
+        for phase, frame in frames.items():
+            name = f"{info.parent.name}_frame{int(frame):02d}"
+            truth = nib.load(info.parent / f"{name}_gt.nii.gz")
+            zooms = np.array(truth.header.get_zooms()[:3], float)
+            found = nib.load(tmp_path / info.parent.name / f"{name}.nii.gz")
+            for structure, label in STRUCTURES.items():
+                a, b = (np.asarray(image.dataobj) == label for image in (truth, found))
+                row = rows[info.parent.name, phase, structure]
+                expected = 2 * (a & b).sum() / (a.sum() + b.sum())
+                assert float(row["dice"]) == pytest.approx(expected, abs=1e-12)
+                assert float(row["volume_ml"]) == pytest.approx(b.sum() * zooms.prod() / 1000, rel=1e-5)
+                if not b.any():
+                    assert row["empty"] == "prediction" and math.isnan(float(row["hd"]))
+                    continue
+                p, q = surface_points(a, zooms), surface_points(b, zooms)
+                there, back = cKDTree(q).query(p)[0], cKDTree(p).query(q)[0]
+                assert float(row["hd"]) == pytest.approx(max(there.max(), back.max()), rel=1e-4)
+                assert float(row["hd95"]) == pytest.approx(np.percentile([*there, *back], 95), rel=1e-4)
+                assert float(row["assd"]) == pytest.approx((there.mean() + back.mean()) / 2, rel=1e-4)
+                compared += 1
+    assert len(rows) == 18 and compared >= 6
+
+
+def test_the_split_decides_who_is_scored(evaluated, tiny, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated, folder)
+    summary = evaluate.evaluate(folder, tiny.build, ("--config.eval.split=validation",), quiet=True)
+    splits = json.loads((folder / "splits.json").read_text())
+    assert summary["split"] == "validation"
+    assert {r["patient"] for r in cases_of(folder)} == set(splits["validation"])
+
+
+def test_a_split_that_does_not_exist_names_those_that_do(evaluated, tiny):
+    with pytest.raises(UserError, match=r"eval\.split='tset'.*'validation', 'test', 'train'"):
+        evaluate.evaluate(evaluated, tiny.build, ("--config.eval.split=tset",), quiet=True)
+
+
+def test_what_belongs_to_training_cannot_be_overridden(evaluated, tiny):
+    with pytest.raises(UserError, match=r"retrieval\.top_k.*trained run keeps its own"):
+        evaluate.evaluate(evaluated, tiny.build, ("--config.retrieval.top_k=5",), quiet=True)
+
+
+def test_a_folder_without_a_run_says_how_to_train_one(tiny, tmp_path):
+    with pytest.raises(UserError, match="train first"):
+        evaluate.evaluate(tmp_path / "nothing", tiny.build, quiet=True)
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_scored_not_the_latest(tiny, tmp_path, monkeypatch):
+    given = iter([0.9, 0.1])
+    monkeypatch.setattr(evaluator, "validate", lambda *a, **k: {"val/dice": next(given)})
+    folder = tiny.train(tmp_path / "run", retrieval__enabled=False)
+    assert {p.name for p in (folder / "checkpoints").iterdir() if p.name.isdigit()} == {"2", "4"}
+    summary = evaluate.evaluate(folder, tiny.build, quiet=True)
+    assert summary["checkpoint_step"] == 2
+
+
+@pytest.mark.slow
+def test_the_baseline_inside_a_run_is_scored_with_it_and_stands_in_the_report(evaluated, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated, folder)
+    tiny.train(folder / "baseline", retrieval__enabled=False)
+    commands.evaluate_mode(str(folder), ("--config.eval.split=test",), tiny.build)
+    own, baseline = summary_of(folder), summary_of(folder / "baseline")
+    assert own["gallery"]["enabled"] and baseline["gallery"] == {"enabled": False}
+    assert baseline["retrieval"] == {} and "guides" not in baseline["protocol"]
+    keys = [[(r["patient"], r["phase"], r["structure"]) for r in cases_of(f)] for f in (folder, folder / "baseline")]
+    assert keys[0] == keys[1]
+    printed = capsys.readouterr().out
+    for summary in (own, baseline):
+        assert f"{summary['mean']['dice']:.4f}" in printed
+    page = (folder / "report.html").read_text()
+    assert "against the baseline" in page and "No evaluated baseline" not in page
+
+
+@pytest.mark.slow
+def test_paper_protocol_is_warned_about_in_log_summary_and_report(evaluated, tiny, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated, folder)
+    absl_logger = logging.getLogger("absl")
+    absl_logger.addHandler(caplog.handler)
+    try:
+        summary = evaluate.evaluate(folder, tiny.build, ("--config.retrieval.exclude=none",), quiet=True)
+    finally:
+        absl_logger.removeHandler(caplog.handler)
+    warned = "not comparable with honest ones"
+    assert any(warned in w for w in summary["warnings"])
+    assert any(warned in r.getMessage() for r in caplog.records)
+    assert "leaks" in summary["protocol"] and "never from the query's own patient" not in summary["protocol"]
+    assert warned in report.write_report(folder).read_text()
+
+
+def test_every_section_of_a_real_runs_report_has_its_content(evaluated):
+    page = report.write_report(evaluated).read_text()
+    for needed in ("Dice by slice position", "Agreement with the reference", "Spearman", "best slice there is (oracle)",
+                   "nearest by pixels", "random gallery slice", "Training loss", "Validation Dice", "Guide 1",
+                   "The paper&#x27;s own kind of figure", "Git revision"):  # fmt: skip
+        assert needed in page or needed.replace("&#x27;", "'") in page, needed
+    for missing in ("cases.csv is missing", "metrics.csv is missing", "run.json is missing", "no retrieval measures",
+                    "holds no case", "has no entropy", "splits.json is missing"):  # fmt: skip
+        assert missing not in page
+
+
+def test_scans_without_spacing_are_scored_in_voxels_and_that_is_said(evaluated, tiny, tmp_path, monkeypatch):
+    """ACDC as some repackings have it: no unit, zooms of 1."""
+    prepare = evaluate.dataset.prepare
+
+    def unknown(*args):
+        data = prepare(*args)
+        strip = lambda v: dataclasses.replace(v, spacing=np.ones(3, np.float32), spacing_known=False)  # noqa: E731
+        return dataclasses.replace(data, volumes={k: [strip(v) for v in vs] for k, vs in data.volumes.items()})
+
+    monkeypatch.setattr(evaluate.dataset, "prepare", unknown)
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated, folder)
+    summary = evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test",), quiet=True)
+    assert summary["unit"] == "voxel" and any("in voxels" in w for w in summary["warnings"])
+    assert {r["unit"] for r in cases_of(folder)} == {"voxel"}
+    assert all(r["volume_ml"] == "nan" and int(r["reference_voxels"]) > 0 for r in cases_of(folder))
+    assert summary["clinical"]["unit"] == "voxels" and summary["clinical"]["agreement"]["mass"]["n"] == 0
+    assert "give no voxel spacing" in report.write_report(folder).read_text()
+
+
+@pytest.fixture(scope="module")
+def chosen(evaluated, tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chosen") / "run"
+    shutil.copytree(evaluated, folder)
+    before = (folder / "evaluation" / "summary.json").read_bytes()
+    found = choose.choose(folder, tiny.build)
+    assert (folder / "evaluation" / "summary.json").read_bytes() == before
+    return folder, found
+
+
+def test_options_are_measured_on_validation_patients_alone(chosen, tiny):
+    folder, found = chosen
+    assert found["split"] == "validation" and found["patients"] == 2
+    assert found == json.loads((folder / "evaluation" / "choices.json").read_text())
+    plain, _, augmented, both = found["options"]
+    for option, figures in (("none", plain), ("largest_component", both)):
+        flags = ("--config.eval.split=validation", f"--config.eval.postprocess={option}")
+        scored = evaluate.evaluate(folder, tiny.build, (*flags, f"--config.eval.tta={figures['tta']}"), quiet=True)
+        assert figures["dice"] == pytest.approx(scored["mean"]["dice"], abs=1e-12)
+    gain = augmented["dice"] - plain["dice"]
+    assert augmented["dice_gain"] == pytest.approx(gain, abs=1e-9)
+
+
+def test_an_option_is_chosen_only_where_its_interval_excludes_no_gain():
+    def option(postprocess, tta, dice, low):
+        return {"postprocess": postprocess, "tta": tta, "dice": dice, "dice_gain_low": low}
+
+    plain = option("none", False, 0.80, 0.0)
+    unsure, sure = option("largest_component", True, 0.85, -0.01), option("none", True, 0.82, 0.01)
+    assert choose.best([plain, unsure]) == {"postprocess": "none", "tta": False}
+    assert choose.best([plain, unsure, sure]) == {"postprocess": "none", "tta": True}
+    assert choose.best([plain, option("largest_component", False, 0.83, 0.001), sure])["tta"] is False
+    assert choose.best([plain, option("none", True, 0.9, None)]) == {"postprocess": "none", "tta": False}
+
+
+def test_an_option_counts_as_measured_where_validation_chose_it_for_this_checkpoint(chosen, tmp_path):
+    source, found = chosen
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    path = folder / "evaluation" / "choices.json"
+    components = {"postprocess": "largest_component", "tta": False}
+    plain = runs.open_run(folder)
+    used = runs.open_run(folder, ("--config.eval.postprocess=largest_component",))
+    cases = ({"chosen": components}, False), ({"chosen": choose.PLAIN}, True)
+    for change, unmeasured in (*cases, ({"chosen": components, "checkpoint_step": 99}, True)):
+        path.write_text(json.dumps(found | change))
+        assert choose.unmeasured(used) is unmeasured
+        assert not choose.unmeasured(plain)
+    path.unlink()
+    assert choose.unmeasured(used) and not choose.unmeasured(plain)
+
+
+def test_scores_with_an_unmeasured_option_are_warned_about_on_test_and_named_in_the_report(chosen, tiny, tmp_path):
+    source, found = chosen
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    (folder / "evaluation" / "choices.json").write_text(json.dumps(found | {"chosen": choose.PLAIN}))
+    flags = ("--config.eval.split=test", "--config.eval.postprocess=largest_component")
+    assert choose.UNMEASURED in evaluate.evaluate(folder, tiny.build, flags, quiet=True)["warnings"]
+    page = report.write_report(folder).read_text()
+    assert choose.UNMEASURED in page
+    assert "Chosen on the validation fold: neither. The scores of this page were made with: largest component" in page
