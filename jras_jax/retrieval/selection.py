@@ -118,6 +118,8 @@ def settle(indices: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array
     Returns:
       indices (B, K) of allowed rows, and (B, K) bool: False for a stand-in, which must weigh nothing.
     """
+    # Without the barrier XLA on CPU sees a slice of a top-k and sorts all N rows instead, 40 times slower at N = 1e4.
+    indices = jax.lax.optimization_barrier(indices)
     present = jnp.take_along_axis(allowed, indices, 1)
     return jnp.where(present, indices, indices[:, :1]), present
 
