@@ -15,6 +15,7 @@ import argparse
 import os
 import pathlib
 import sys
+import traceback
 
 from jras_jax.errors import UserError
 
@@ -57,7 +58,26 @@ def main(argv: list[str] | None = None) -> int:
         return _run(args, tuple(rest))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
+        return _leave(2)
+    except Exception:
+        if not _several_hosts():
+            raise
+        traceback.print_exc()
+        return _leave(1)
+
+
+def _leave(status: int) -> int:
+    """A host that fails does not wait for the others, as JAX's own exit does: they learn of it by its silence."""
+    if _several_hosts():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _several_hosts() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from jras_jax import mesh
 from jras_jax.config import Config
 from jras_jax.data import Volume, phantom, pipeline, store
 from jras_jax.data.preprocess import Grid
@@ -59,9 +60,7 @@ def prepare(config: Config, build: Build, splits: dict[str, Any] | None = None) 
     """
     d = config.dataset
     manual = d.manual_dir
-    if d.name == "phantom":
-        manual = str(_write_phantom(config))
-    elif not manual:
+    if d.name != "phantom" and not manual:
         raise UserError(
             f"config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of the official "
             f"{d.name.upper()} download ({'with training/ in it' if d.name == 'acdc' else 'with its CSV in it'})"
@@ -69,7 +68,10 @@ def prepare(config: Config, build: Build, splits: dict[str, Any] | None = None) 
     builder = "mnms" if d.name == "mnms" else "acdc"
     # The phantom follows ACDC's layout, but must not take the place of prepared real scans.
     cache = str(pathlib.Path(d.data_dir) / "phantom") if d.name == "phantom" else d.data_dir
-    folder = build(builder, manual, cache)
+    with mesh.first_host_first():
+        if d.name == "phantom":
+            manual = str(_write_phantom(config))
+        folder = build(builder, manual, cache)
     volumes = {split: store.load_volumes(folder, split) for split in store.splits(folder)}
     if "train" not in volumes:
         raise UserError(f"{manual}: no training patients were found there, so there is nothing to train on")

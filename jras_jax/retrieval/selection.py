@@ -68,8 +68,8 @@ def select(
     queries, rows_ = similarity.shape
     noise = ranking_noise(strategy, queries, rows_, temperature, key)
     indices, present = settle(pick(similarity, allowed, noise, strategy, k), allowed)
-    chosen = [jnp.take_along_axis(x, indices, 1) for x in (similarity, noise)]
-    return Selected(indices, weigh(*chosen, present, strategy=strategy, temperature=temperature))
+    near, drawn = (jnp.take_along_axis(x, indices, 1) for x in (similarity, noise))
+    return Selected(indices, weigh(near, drawn, present, strategy=strategy, temperature=temperature))
 
 
 def check(strategy: str, k: int, rows: int) -> None:

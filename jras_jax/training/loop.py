@@ -59,7 +59,8 @@ def train(config: Config, workdir: str | pathlib.Path, build: dataset.Build) -> 
     """Trains (or goes on training) a run; the folder then holds checkpoints, logs, splits and the gallery.
 
     Args:
-      config: the run; an existing workdir must have been started with the same one (but for its length and eval).
+      config: the run; an existing workdir must have been started with the same one, but for what trained weights do not
+        depend on (eval, mesh, where the data lies).
       workdir: the run's folder, made if absent.
       build: prepares the data set, see `dataset.Build`.
 
@@ -91,7 +92,8 @@ def train(config: Config, workdir: str | pathlib.Path, build: dataset.Build) -> 
 
 def start(config: Config, workdir: pathlib.Path, build: dataset.Build) -> Run:
     """Everything before the first step: data, splits, model, state (restored where there is a checkpoint), gallery."""
-    _claim(config, workdir)
+    with mesh.first_host_first():
+        _claim(config, workdir)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
     splits_file = workdir / "splits.json"
@@ -204,9 +206,13 @@ def _steps(run: Run, log: logs.MetricLog | None, bar: logs.Progress) -> None:
             if log:
                 log.write(at, values)
             bar.restart_clock(at)
-        if at % t.checkpoint_every == 0 or at == t.num_steps or scored_at == at or stop.requested:
+        # Several hosts must stop at one step, though the notice reaches them at different ones; asking waits for all.
+        stopping = (
+            stop.requested if jax.process_count() == 1 else at % t.log_every == 0 and mesh.any_host(stop.requested)
+        )
+        if at % t.checkpoint_every == 0 or at == t.num_steps or scored_at == at or stopping:
             _save(run, at, dice if scored_at == at else 0.0)
-        if stop.requested:
+        if stopping:
             run.checkpoints.close()
             raise SystemExit(f"stopped by a signal at step {at}; the same command goes on from there")
     stop.restore()
