@@ -69,7 +69,7 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
                 raise UserError(f"{folder}: {other} and {volume.source} are both case {volume.case}; keep one of them")
             volumes[volume.case] = volume
     if not volumes:
-        raise UserError(f"{folder}: the masks of all {len(masks)} pairs are empty, so there is nothing to retrieve")
+        raise UserError(f"{folder}: the mask of every pair is empty, so there is nothing to retrieve")
     return [volumes[case] for case in sorted(volumes)]
 
 
