@@ -1,0 +1,226 @@
+"""Fusion: shapes, identity at the start, guides as a set, and the gradient that teaches the retriever."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jras_jax import fusion
+from jras_jax.errors import UserError
+from jras_jax.retrieval import selection
+from jras_jax.retrieval.gallery import Guides
+
+B, S, C, ROWS, DIM = 2, 16, 4, 6, 8
+SIZES, WIDTHS = (8, 4), (6, 10)  # feature maps: side and channels
+KINDS = tuple(fusion.KINDS)
+DIFFERENTIABLE = ("top_k", "softmax", "gumbel_top_k", "sparsemax")
+AT_INIT_IDENTITY = ("adapter", "cross_attention", "prototype")
+
+
+def create(kind):
+    return fusion.create(kind, **({"levels": (0, 1)} if kind in fusion.ON_FEATURES else {}))
+
+
+def guides(k, seed=0, weights=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, C, (B, k, S // 4, S // 4)).repeat(4, 2).repeat(4, 3)
+    weights = rng.dirichlet(np.ones(k), B) if weights is None else weights
+    return Guides(
+        images=jnp.asarray(rng.normal(size=(B, k, S, S)), jnp.float32),
+        masks=jax.nn.one_hot(labels, C),
+        weights=jnp.asarray(weights, jnp.float32),
+        indices=jnp.zeros((B, k), jnp.int32),
+        similarity=jnp.zeros((B, k)),
+    )
+
+
+def maps(k=None, seed=1):
+    rng = np.random.default_rng(seed)
+    lead = (B,) if k is None else (B, k)
+    return tuple(
+        jnp.asarray(rng.normal(size=(*lead, s, s, w)), jnp.float32) for s, w in zip(SIZES, WIDTHS, strict=True)
+    )
+
+
+def both(kind, variables, query, query_maps, guide_maps, shown):
+    """(fused input, fused features)."""
+    module = create(kind)
+    fused = module.apply(variables, query, shown, method="fuse_input")
+    return fused, module.apply(variables, query_maps, guide_maps, shown, method="fuse_features")
+
+
+@functools.cache
+def initial(kind, k):
+    """Parameters of either place."""
+    module, shown = create(kind), guides(k)
+    args = (
+        ((maps(), maps(k), shown), "fuse_features") if module.needs_guide_features else ((query(), shown), "fuse_input")
+    )
+    return module.init(jax.random.key(0), *args[0], method=args[1])
+
+
+def perturbed(variables, seed=3):
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def query(channels=1):
+    return jnp.asarray(np.random.default_rng(2).normal(size=(B, S, S, channels)), jnp.float32)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes(kind, k):
+    fused, features = both(kind, initial(kind, k), query(), maps(), maps(k), guides(k))
+    assert fused.shape == (B, S, S, 2 + C if kind == "concat" else 1)
+    assert [f.shape for f in features] == [f.shape for f in maps()]
+    assert all(np.isfinite(x).all() for x in (fused, *features))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_concat_stacks_query_mixed_image_and_mixed_mask(channels):
+    shown = guides(2)
+    x = query(channels)
+    fused = fusion.create("concat").apply({}, x, shown, method="fuse_input")
+    w = np.asarray(shown.weights)
+    np.testing.assert_array_equal(fused[..., :channels], x)
+    image = np.einsum("bk,bkhw->bhw", w, shown.images)
+    for channel in range(channels):
+        np.testing.assert_allclose(fused[..., channels + channel], image, atol=1e-6)
+    np.testing.assert_allclose(fused[..., 2 * channels :], np.einsum("bk,bkhwc->bhwc", w, shown.masks), atol=1e-6)
+
+
+def test_concat_with_class_numbers_is_their_weighted_mean():
+    shown = guides(2)
+    fused = fusion.create("concat", mask="index").apply({}, query(), shown, method="fuse_input")
+    assert fused.shape[-1] == 3
+    want = np.einsum("bk,bkhw->bhw", shown.weights, shown.masks.argmax(-1))
+    np.testing.assert_allclose(fused[..., 2], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("kind", AT_INIT_IDENTITY)
+def test_a_run_begins_as_its_baseline(kind, k):
+    fused, features = both(kind, initial(kind, k), query(), maps(), maps(k), guides(k))
+    np.testing.assert_array_equal(fused, query())
+    for ours, plain in zip(features, maps(), strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("kind", AT_INIT_IDENTITY)
+def test_it_does_not_stay_the_identity(kind):
+    fused, features = both(kind, perturbed(initial(kind, 2)), query(), maps(), maps(2), guides(2))
+    change = np.abs(fused - query()).max() if kind == "adapter" else np.abs(features[0] - maps()[0]).max()
+    assert change > 0.01
+
+
+@pytest.mark.parametrize("kind", ["concat", "cross_attention", "prototype"])
+def test_guides_are_a_set(kind):
+    variables, shown, shown_maps = perturbed(initial(kind, 3)), guides(3), maps(3)
+    order = np.array([2, 0, 1])
+    moved = jax.tree.map(lambda x: x[:, order], (shown, shown_maps))
+    a = both(kind, variables, query(), maps(), shown_maps, shown)
+    b = both(kind, variables, query(), maps(), moved[1], moved[0])
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guide_of_weight_0_has_no_effect(kind):
+    variables, shown, shown_maps = perturbed(initial(kind, 2)), guides(2, weights=[[1.0, 0.0]] * B), maps(2)
+    other, other_maps = guides(2, seed=9), maps(2, seed=8)
+    swapped = shown.replace(
+        images=shown.images.at[:, 1].set(other.images[:, 1]), masks=shown.masks.at[:, 1].set(other.masks[:, 1])
+    )
+    swapped_maps = tuple(x.at[:, 1].set(y[:, 1]) for x, y in zip(shown_maps, other_maps, strict=True))
+    a = both(kind, variables, query(), maps(), shown_maps, shown)
+    b = both(kind, variables, query(), maps(), swapped_maps, swapped)
+    # A guide that attention may not see keeps a millionth of the mass.
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-3 if kind == "cross_attention" else 1e-6)
+
+
+def test_a_class_that_no_guide_shows_adds_nothing():
+    shown = guides(2)
+    without = shown.replace(masks=shown.masks.at[..., 0].add(shown.masks[..., 3]).at[..., 3].set(0))
+    module, variables = create("prototype"), initial("prototype", 2)
+    only_last = jax.tree.map(jnp.zeros_like, variables)
+    params = only_last["params"]
+    params["scale_0"] = jnp.asarray(4.0)
+    params["project_0"]["kernel"] = params["project_0"]["kernel"].at[3].set(1.0)
+    added = module.apply(only_last, maps(), maps(2), without, method="fuse_features")[0] - maps()[0]
+    assert np.abs(added).max() == 0
+    seen = module.apply(only_last, maps(), maps(2), shown, method="fuse_features")[0] - maps()[0]
+    assert np.abs(seen).max() > 0.1
+
+
+@pytest.mark.parametrize("strategy", DIFFERENTIABLE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
+    """d loss / d embedding, through weights and fusion, against finite differences along a random direction.
+
+    gumbel_top_k: its forward pass has equal weights, so the differences are those of the soft weights at that point.
+    """
+    rng = np.random.default_rng(4)
+    k = ROWS if strategy == "softmax" else 2
+    variables = perturbed(initial(kind, k))
+    rows = jnp.asarray(rng.normal(size=(ROWS, DIM)) / np.sqrt(DIM), jnp.float32)
+    embeddings = jnp.asarray(rng.normal(size=(B, DIM)) / np.sqrt(DIM), jnp.float32)
+    direction = jnp.asarray(rng.normal(size=(B, DIM)) / np.sqrt(DIM), jnp.float32)
+    every = guides(ROWS)
+    every_maps = maps(ROWS)
+    readout = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32),
+        jax.eval_shape(lambda: both(kind, variables, query(), maps(), maps(k), guides(k))),
+    )
+    key = jax.random.key(5)
+
+    def selected(embeddings):
+        similarity = embeddings @ rows.T
+        return selection.select(
+            similarity, jnp.ones_like(similarity, bool), strategy=strategy, k=k, temperature=0.5, key=key
+        )
+
+    def outcome(weights, indices):
+        take = lambda x: jnp.take_along_axis(x, indices.reshape(B, k, *(1,) * (x.ndim - 2)), 1)  # noqa: E731
+        shown = Guides(take(every.images), take(every.masks), weights, indices, weights)
+        out = both(kind, variables, query(), maps(), tuple(take(x) for x in every_maps), shown)
+        return sum(jnp.vdot(x, r) for x, r in zip(jax.tree.leaves(out), jax.tree.leaves(readout), strict=True))
+
+    @jax.jit
+    def loss(embeddings):
+        chosen = selected(embeddings)
+        return outcome(chosen.weights, chosen.indices)
+
+    exact = jnp.vdot(jax.grad(loss)(embeddings), direction)
+    step = 3e-3
+    if strategy == "gumbel_top_k":
+        # The straight-through estimate is linear: weights move from 1/k as the soft ones do.
+        soft = [_soft_gumbel(embeddings + s * step * direction, rows, key, k) for s in (1, -1)]
+        chosen = selected(embeddings)
+        moved = [chosen.weights + (x - (soft[0] + soft[1]) / 2) for x in soft]
+        measured = (outcome(moved[0], chosen.indices) - outcome(moved[1], chosen.indices)) / (2 * step)
+    else:
+        measured = (loss(embeddings + step * direction) - loss(embeddings - step * direction)) / (2 * step)
+    assert abs(exact) > 1e-2
+    np.testing.assert_allclose(exact, measured, rtol=0.03, atol=0.02 * float(jnp.abs(exact)) + 1e-2)
+
+
+def _soft_gumbel(embeddings, rows, key, k):
+    similarity = embeddings @ rows.T
+    noise = selection.ranking_noise("gumbel_top_k", B, ROWS, 0.5, key)
+    indices = selection.pick(similarity, jnp.ones_like(similarity, bool), noise, "gumbel_top_k", k)
+    return jax.nn.softmax(jnp.take_along_axis(similarity + noise, indices, 1) / 0.5)
+
+
+def test_unknown_names_and_options_are_refused():
+    with pytest.raises(UserError, match=r"fusion.name='mean'.*prototype"):
+        fusion.create("mean")
+    with pytest.raises(UserError, match=r"concat has no option levels"):
+        fusion.create("concat", levels=(0,))
+    with pytest.raises(UserError, match=r"mask='words'"):
+        fusion.create("concat", mask="words").apply({}, query(), guides(1), method="fuse_input")
