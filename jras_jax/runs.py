@@ -60,8 +60,9 @@ class Opened:
     def gallery_of(self, table: SliceTable, folder: pathlib.Path | None = None) -> galleries.Gallery:
         """The gallery of a slice table, embedded by this run's retriever; kept in `folder` where one is given."""
         embeddings = self.embed(table.images)
+        fingerprint = self.fingerprint  # on every host: shards that lie on several are gathered
         if folder is not None and jax.process_index() == 0:
-            store.save(folder, table, embeddings, self.fingerprint)
+            store.save(folder, table, embeddings, fingerprint)
         return self.gallery_from(table, embeddings)
 
     def gallery_from(self, table: SliceTable, embeddings: np.ndarray) -> galleries.Gallery:
