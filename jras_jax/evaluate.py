@@ -72,8 +72,6 @@ def evaluate(
         if retrieved is not None:
             retrieved.add(volume, found)
     summary = finite(_summary(run, scores, volumes, table, retrieved))
-    for warning in summary["warnings"]:
-        logging.warning("%s", warning)
     if jax.process_index() == 0:
         kept.write()
         metrics.write_cases_csv(out / "cases.csv", scores.cases)
@@ -128,6 +126,7 @@ def _summary(
         )
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
+        logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
     if config.eval.split == "test" and choose.unmeasured(run):
         warnings.append(choose.UNMEASURED)
     gallery: dict[str, Any] = {"enabled": config.retrieval.enabled}
