@@ -121,9 +121,8 @@ def _summary(
     config, warnings = run.config, []
     units = {r["unit"] for r in scores.cases}
     if "voxel" in units:
-        warnings.append(
-            "some scans have no known voxel spacing: their distances are in voxels and their volumes in voxel counts"
-        )
+        which = "the scans have" if len(units) == 1 else "some scans have"
+        warnings.append(f"{which} no known voxel spacing: distances are in voxels, volumes are counts of voxels")
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
         logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)

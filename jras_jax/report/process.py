@@ -28,7 +28,13 @@ from jras_jax.report.run_folder import Run
 
 # Title -> the columns of metrics.csv drawn together and their names.
 CURVES: dict[str, dict[str, str]] = {
-    "Training loss": {"loss": "total", "dice_loss": "Dice", "ce_loss": "cross-entropy"},
+    "Training loss": {
+        "loss": "total",
+        "dice_loss": "Dice",
+        "ce_loss": "cross-entropy",
+        "overlap_loss": "ranking by overlap",
+        "contrast_loss": "contrastive",
+    },
     "Validation Dice": {"val/dice": "mean", "val/dice_RV": "RV", "val/dice_MYO": "MYO", "val/dice_LV": "LV"},
     "Dice of retrieved masks, validation": {
         "val/retrieval_dice_1": "best-weighted guide",
@@ -39,6 +45,7 @@ CURVES: dict[str, dict[str, str]] = {
     },
     "Entropy of guide weights, nats": {"val/weight_entropy": "validation", "weight_entropy": "training"},
     "Share of gallery used": {"val/gallery_used": "validation", "gallery_used": "training"},
+    "Nearest neighbours that a refresh changed, share": {"neighbour_drift": "training"},
     "Gradient norm": {"grad_norm": "all parameters"},
     "Learning rate": {"lr": "backbone", "lr_backbone": "backbone", "lr_retriever": "retriever"},
     "Slices per second": {"slices_per_s": "training"},
@@ -107,6 +114,8 @@ def retriever(run: Run) -> Section:
             paragraph(reading(measures)),
         ]
     others = [(OTHER_MEASURES.get(k, k), number(v)) for k, v in measures.items() if k not in RETRIEVED]
+    if drift := run.metrics.get("neighbour_drift"):
+        others.append(("Share of nearest neighbours that the last refresh changed", number(drift[-1][1])))
     if others:
         parts.append(table(["Measure", "Value"], others, caption="Further measures"))
     return section("retriever", title, *parts)
@@ -238,7 +247,7 @@ def provenance(run: Run, baseline: Run | None) -> Section:
     summary, facts = run.summary, run.facts
     known = {
         "Run": run.name,
-        "Command": element("code", facts["command"]) if facts.get("command") else None,
+        "Command": _command(str(facts["command"])) if facts.get("command") else None,
         "Started": facts.get("started"),
         "Duration": _duration(facts.get("duration_s")),
         "Git revision": element("code", facts["git_revision"]) if facts.get("git_revision") else None,
@@ -282,6 +291,11 @@ def provenance(run: Run, baseline: Run | None) -> Section:
         parts.append(absent("run.json is missing: code, versions and device are not known."))
     parts += [_changes(run, baseline), _config(run), _splits(run)]
     return section("provenance", "What was run", *parts)
+
+
+def _command(text: str) -> Html:
+    """A command that wraps between its arguments, not after the hyphens in them."""
+    return element("code", *[join(element("span", part, class_="argument"), " ") for part in text.split(" ")])
 
 
 def _changes(run: Run, baseline: Run | None) -> Html | None:
