@@ -203,7 +203,7 @@ def test_scans_without_spacing_are_scored_in_voxels_and_that_is_said(evaluated, 
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
     summary = evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test",), quiet=True)
-    assert summary["unit"] == "voxel" and any("in voxels" in w for w in summary["warnings"])
+    assert summary["unit"] == "voxel" and any("distances are in voxels" in w for w in summary["warnings"])
     assert {r["unit"] for r in cases_of(folder)} == {"voxel"}
     assert all(r["volume_ml"] == "nan" and int(r["reference_voxels"]) > 0 for r in cases_of(folder))
     assert summary["clinical"]["unit"] == "voxels" and summary["clinical"]["agreement"]["mass"]["n"] == 0
