@@ -129,7 +129,7 @@ def predict_mode(
 
     enable_compilation_cache(None)
     written = predict.predict(workdir, source, output, gallery=gallery, labels=labels, overrides=overrides)
-    say(f"{len(written)} masks in {output}")
+    say(f"{len(written)} {'mask' if len(written) == 1 else 'masks'} in {output}")
     return 0
 
 

@@ -83,6 +83,32 @@ def test_labels_that_are_incomplete_or_ambiguous_are_refused(text):
         pairs.parse_labels(text)
 
 
+def ring(lv, rv, shape=(30, 40, 2)):
+    """The LV in a ring of myocardium, the RV beside it."""
+    x, y = np.mgrid[: shape[0], : shape[1]]
+    mask = np.zeros(shape, np.uint8)
+    mask[np.hypot(x - 15, y - 14) < 10] = rv
+    mask[np.hypot(x - 15, y - 24) < 11] = 2
+    mask[np.hypot(x - 15, y - 24) < 7] = lv
+    return mask
+
+
+def test_lv_and_rv_exchanged_are_noticed_although_the_values_are_the_same(tmp_path):
+    write(tmp_path, "a", ring(lv=1, rv=3))
+    assert len(pairs.read_pairs(tmp_path, MNMS)) == 1
+    with pytest.raises(UserError, match=r"LV and RV seem exchanged.*--labels=LV:1,MYO:2,RV:3"):
+        pairs.read_pairs(tmp_path, ACDC)
+    assert len(pairs.read_pairs(tmp_path, pairs.parse_labels("LV:1,MYO:2,RV:3"))) == 1
+
+
+@pytest.mark.parametrize(("name", "labels"), [("acdc/training/patient001", ACDC), ("mnms", MNMS)])
+def test_real_scans_are_read_under_their_own_convention_alone(shared, name, labels):
+    found = pairs.read_pairs(shared / "data" / name, labels)
+    assert {v.mask.max() for v in found} == {3} and len(found) >= 2
+    with pytest.raises(UserError, match="LV and RV seem exchanged"):
+        pairs.read_pairs(shared / "data" / name, MNMS if labels is ACDC else ACDC)
+
+
 def test_faulty_pairs_are_named(tmp_path):
     def refused(name, message, labels=ACDC):
         with pytest.raises(UserError, match=message):

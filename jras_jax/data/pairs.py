@@ -57,7 +57,7 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
 
     Raises:
       UserError: no such folder, no pair in it, a mask without its scan, a file that breaks a rule of `nifti` or holds
-        another label, two pairs of one case, or masks that are all empty.
+        another label, two pairs of one case, masks that are all empty, or LV and RV exchanged.
     """
     folder = pathlib.Path(folder)
     masks = _masks(folder)
@@ -70,7 +70,32 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
             volumes[volume.case] = volume
     if not volumes:
         raise UserError(f"{folder}: the mask of every pair is empty, so there is nothing to retrieve")
-    return [volumes[case] for case in sorted(volumes)]
+    found = [volumes[case] for case in sorted(volumes)]
+    _check_cavities(folder, found, labels)
+    return found
+
+
+def _check_cavities(folder: pathlib.Path, volumes: list[Volume], labels: Mapping[str, int]) -> None:
+    """Raises UserError where LV and RV seem exchanged: of the two cavities, it is the LV that myocardium surrounds.
+
+    ACDC's and M&Ms' masks hold the same values with LV and RV the other way round, so that values alone show nothing.
+    """
+    shares = {name: np.array([0.0, 0.0]) for name in ("LV", "RV")}  # rim voxels beside myocardium, rim voxels
+    for volume in volumes:
+        assert volume.mask is not None
+        mask = np.pad(volume.mask, [(1, 1), (1, 1), (0, 0)])
+        around = [np.roll(mask, shift, axis) for axis in (0, 1) for shift in (1, -1)]
+        for name, counts in shares.items():
+            own = mask == STRUCTURES[name]
+            rim = own & np.any([a != mask for a in around], axis=0)
+            counts += (rim & np.any([a == STRUCTURES["MYO"] for a in around], axis=0)).sum(), rim.sum()
+    left, right = (counts[0] / max(counts[1], 1.0) for counts in shares.values())
+    if left + 0.1 < right:
+        other = f"LV:{labels['RV']},MYO:{labels['MYO']},RV:{labels['LV']}"
+        raise UserError(
+            f"{folder}: LV and RV seem exchanged: myocardium surrounds {right:.0%} of what is read as RV, but "
+            f"{left:.0%} of what is read as LV; if the masks hold it the other way round, give --labels={other}"
+        )
 
 
 def patient_of(name: str) -> str:
