@@ -38,7 +38,13 @@ class Checkpoints:
             best_fn=dice, best_mode="max", preservation_policy=keep, create=True, enable_async_checkpointing=True
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        except ValueError as e:  # JSON of some checkpoint that cannot be read
+            for step in self.folder.iterdir():
+                if step.name.isdigit():
+                    self.verify(int(step.name))
+            raise CheckpointError(f"{self.folder} cannot be read: {_first_line(e)}") from e
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any], dice: float) -> None:
         """Starts to save `arrays` (a pytree) and `meta` (JSON-able) as of `step`, scored `dice` on validation."""

@@ -1,0 +1,152 @@
+"""Whole runs: what they leave behind, and that stopping and going on changes no bit of them."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jras_jax.data import pipeline
+from jras_jax.errors import UserError
+from jras_jax.training import checkpoint, loop
+
+
+def arrays_of(workdir, at):
+    """All arrays of a checkpoint (state and gallery embeddings) by name, without a model: as they were saved."""
+    kept = checkpoint.Checkpoints(workdir)
+    try:
+        meta = kept.meta(at)
+        shapes = kept._manager.item_metadata(at)["state"]
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
+        tree = kept.restore(at, target)
+    finally:
+        kept.close()
+    return {str(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}, meta
+
+
+def same_bits(a, b):
+    (ours, meta), (other, other_meta) = a, b
+    assert ours.keys() == other.keys() and len(ours) > 100
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], other[name], err_msg=name)
+    assert meta["data"] == other_meta["data"]
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """SIGTERM, as a cluster sends it, while the loop fetches the batch of step n."""
+
+    def arrange(n):
+        plain, fetched = pipeline.Batches.__next__, []
+
+        def fetch(self):
+            fetched.append(1)
+            if len(fetched) == n:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self)
+
+        monkeypatch.setattr(pipeline.Batches, "__next__", fetch)
+
+    return arrange
+
+
+def interrupted(tiny, workdir, stop_after, at, monkeypatch, **changes):
+    before = signal.getsignal(signal.SIGTERM)
+    stop_after(at)
+    with pytest.raises(SystemExit, match=f"stopped by a signal at step {at}"):
+        tiny.train(workdir, **changes)
+    monkeypatch.undo()
+    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert checkpoint_steps(workdir)[-1] == at
+
+
+def checkpoint_steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_a_run_leaves_what_the_architecture_promises(trained_run):
+    there = {p.name for p in trained_run.iterdir()}
+    assert {"config.json", "splits.json", "metrics.csv", "run.json", "checkpoints", "checkpoints.sha256"} <= there
+    assert any(name.startswith("events") for name in there)
+    lines = (trained_run / "metrics.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    assert {"step", "loss", "dice", "overlap_loss", "val/dice", "val/retrieval_dice_1"} <= set(columns)
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3", "4"]
+    splits = json.loads((trained_run / "splits.json").read_text())
+    assert len(splits["train"]) == 4 and len(splits["validation"]) == 2 and len(splits["test"]) == 3
+    assert not set(splits["train"]) & (set(splits["validation"]) | set(splits["test"]))
+
+
+def test_best_and_latest_are_kept(trained_run):
+    kept = checkpoint.Checkpoints(trained_run)
+    best, latest = kept.best(), kept.latest()
+    kept.close()
+    assert latest == 4
+    assert set(checkpoint_steps(trained_run)) == {best, latest}
+    manifests = {p.stem for p in (trained_run / "checkpoints.sha256").iterdir()}
+    assert manifests == {str(best), str(latest)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refresh", ["epochs", "steps", "rolling"])
+def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, monkeypatch, refresh):
+    """Step 3 of 6 falls between two validations, checkpoints and (of two steps) refreshes."""
+    changes = {"train__num_steps": 6, "train__checkpoint_every": 6, "train__eval_every": 6}
+    if refresh != "epochs":
+        changes |= {"retrieval__refresh": refresh, "retrieval__refresh_every": 2}
+    whole = tiny.train(tmp_path / "whole", **changes)
+    parts = tmp_path / "parts"
+    interrupted(tiny, parts, stop_after, 3, monkeypatch, **changes)
+    tiny.train(parts, **changes)
+    same_bits(arrays_of(parts, 6), arrays_of(whole, 6))
+    logged = [(d / "metrics.csv").read_text().splitlines() for d in (parts, whole)]
+    for name in ("step", "loss", "dice", "grad_norm"):
+        a, b = ([row.split(",")[lines[0].split(",").index(name)] for row in lines[1:]] for lines in logged)
+        assert a == b and len(a) == 6
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(tiny, trained_run, tmp_path, stop_after, monkeypatch):
+    workdir = tmp_path / "run"
+    interrupted(tiny, workdir, stop_after, 3, monkeypatch, mesh__data=8)
+    tiny.train(workdir, mesh__data=1)
+    ours, one = (
+        [row.split(",") for row in (d / "metrics.csv").read_text().splitlines()] for d in (workdir, trained_run)
+    )
+    at = ours[0].index("loss")
+    for a, b in zip(ours[1:], one[1:], strict=True):
+        assert float(a[at]) == pytest.approx(float(b[at]), abs=2e-5)
+
+
+def test_a_finished_run_is_not_trained_further(tiny, trained_run):
+    before = (trained_run / "metrics.csv").read_bytes()
+    assert tiny.train(trained_run) == trained_run
+    assert (trained_run / "metrics.csv").read_bytes() == before
+
+
+def test_the_folder_of_another_run_is_refused(tiny, trained_run):
+    with pytest.raises(UserError, match=r"config.optim.lr_backbone=0.003, not 0.01.*another --workdir"):
+        tiny.train(trained_run, optim__lr_backbone=0.01)
+    assert json.loads((trained_run / "config.json").read_text())["optim"]["lr_backbone"] == 0.003
+
+
+def test_a_damaged_checkpoint_is_refused(tiny, trained_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run, workdir)
+    data = [p for p in (workdir / "checkpoints" / "4" / "state").rglob("*") if p.is_file() and "/d/" in str(p)]
+    victim = max(data, key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    with pytest.raises(UserError, match=r"does not match its checksum.*remove .*4"):
+        loop.start(tiny.config(train__num_steps=4), workdir, tiny.build)
+
+
+def test_too_few_candidates_end_the_run_before_its_first_step(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"retrieval.top_k=999"):
+        tiny.train(tmp_path / "run", retrieval__top_k=999)

@@ -1,0 +1,98 @@
+"""The command line: what is wrong is said in one line with exit status 2, never with a traceback."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import run
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DEMO = str(ROOT / "configs" / "demo.py")
+
+
+def said(capsys, *argv):
+    """The exit status and the one line of the error."""
+    status = run.main([str(a) for a in argv])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_help_names_modes_and_flags(capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for word in (*run.MODES, "--config", "--workdir", "--input", "--output", "--gallery", "--coordinator"):
+        assert word in text
+
+
+def test_a_process_ends_with_status_2_and_no_traceback():
+    ended = subprocess.run(
+        [sys.executable, ROOT / "run.py", f"--config={DEMO}", "--config.retrieval.topk=3"],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.strip() == "error: --config.retrieval.topk: no such setting; did you mean retrieval.top_k?"
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.optim.lr_backbon=1", "did you mean optim.lr_backbone?"),
+        ("--config.train.num_steps=many", "--config.train.num_steps=many: expected a whole number"),
+        ("--config.retrieval.strategy=nearest", "config.retrieval.strategy='nearest': choose one of"),
+        ("--config.train.num_steps", "settings are given as --config.section.key=value"),
+        ("--confi=x", "'--confi=x' is no known argument"),
+    ],
+)
+def test_a_wrong_setting_is_named(capsys, tmp_path, argument, words):
+    assert words in said(capsys, f"--config={DEMO}", f"--workdir={tmp_path / 'run'}", argument)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_or_broken_config_is_named(capsys, tmp_path):
+    assert "needs --config=FILE" in said(capsys)
+    assert "did you mean" in said(capsys, f"--config={ROOT / 'configs' / 'dem.py'}")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in said(capsys, f"--config={broken}")
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "predict"])
+def test_a_run_that_is_not_there_is_named(capsys, tmp_path, mode):
+    scan = tmp_path / "x.nii.gz"
+    scan.write_bytes(b"")
+    more = [f"--input={scan}", f"--output={tmp_path / 'out'}"] if mode == "predict" else []
+    assert "needs --workdir" in said(capsys, f"--mode={mode}", *more)
+    assert "no such folder" in said(capsys, f"--mode={mode}", f"--workdir={tmp_path / 'nowhere'}", *more)
+    (tmp_path / "empty").mkdir()
+    assert "config.json is missing" in said(capsys, f"--mode={mode}", f"--workdir={tmp_path / 'empty'}", *more)
+    assert "leave --config out" in said(capsys, f"--mode={mode}", f"--workdir={tmp_path}", f"--config={DEMO}", *more)
+
+
+def test_predict_without_input_or_output_is_refused(capsys, tmp_path):
+    assert "--input" in said(capsys, "--mode=predict", f"--workdir={tmp_path}")
+    assert "--input" in said(capsys, "--mode=predict", f"--workdir={tmp_path}", "--input=x.nii")
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_is_no_run_yet(capsys, tiny, tmp_path):
+    from jras_jax import config as configs
+
+    configs.save(tiny.config(), tmp_path / "config.json")
+    assert "no finished checkpoint yet" in said(capsys, "--mode=evaluate", f"--workdir={tmp_path}")
+
+
+def test_several_hosts_take_all_three_flags(capsys):
+    for flags in (["--coordinator=localhost:1"], ["--num_processes=2"], ["--process_id=0", "--num_processes=2"]):
+        assert "together, or none of them" in said(capsys, f"--config={DEMO}", *flags)
+
+
+def test_data_that_is_not_there_is_named(capsys, tmp_path):
+    acdc = f"--config={ROOT / 'configs' / 'acdc_unet.py'}"
+    where = [f"--workdir={tmp_path / 'run'}", "--config.mesh.data=1", f"--config.dataset.data_dir={tmp_path}"]
+    assert "config.dataset.manual_dir is empty" in said(capsys, acdc, *where)
+    gone = tmp_path / "gone"
+    assert str(gone) in said(capsys, acdc, *where, f"--config.dataset.manual_dir={gone}")
