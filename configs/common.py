@@ -128,6 +128,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.eval.batch_size = 16  # slices a call; the last call is padded
     c.eval.gallery = "train"  # whose cases guide: the training patients of the fold, always disjoint from val and test
     c.eval.postprocess = "none"  # 'none' | 'largest_component' per structure
-    c.eval.tta = False  # average over mirrored copies (test-time augmentation)
+    c.eval.tta = False  # average over rotations by -10, 0 and 10 degrees (test-time augmentation)
     c.eval.evidence_cases = 8  # cases whose slices and guides are kept for the report
     return c

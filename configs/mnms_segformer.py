@@ -5,7 +5,7 @@
         --config.backbone.init_from=SEGFORMER_B4 --config.retriever.init_from=RAD_DINO
 
 The two init_from folders come from `python -m jras_jax.convert` (README); without them both start from scratch.
-The paper reports Dice 0.9115 with J-RAS and 0.8708 without, under its own (leaky, 2-D) protocol.
+Not trained at full size yet; two steps at reduced size are a test.
 """
 
 from configs import common

@@ -39,10 +39,15 @@ def soft_dice(
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Mean cross-entropy over pixels; logits (B, H, W, C), labels (B, H, W) integers, weights (B,) or None."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean((1, 2))
+    loss = _pixel_entropy(logits, labels).mean((1, 2))
     if weights is None:
         return loss.mean()
     return jnp.sum(loss * weights) / jnp.maximum(weights.sum(), 1e-6)
+
+
+def _pixel_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of each pixel (B, H, W) float32; with one-hot labels, whose gradient needs no scatter."""
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), jax.nn.one_hot(labels, logits.shape[-1]))
 
 
 def segmentation_loss(
@@ -87,7 +92,7 @@ def per_slice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     def one(x: jax.Array, t: jax.Array) -> jax.Array:
         return soft_dice(jax.nn.softmax(x.astype(jnp.float32))[None], jax.nn.one_hot(t, x.shape[-1])[None])
 
-    ce = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean((1, 2))
+    ce = _pixel_entropy(logits, labels).mean((1, 2))
     return jax.vmap(one)(logits, labels) + ce
 
 
