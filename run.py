@@ -63,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
         if not _several_hosts():
             raise
         traceback.print_exc()
+        print(
+            "error: this host stopped, or another one of the job that it talked to (the lines above say which). Start "
+            "the job again with the same command, on any number of hosts: it goes on from its last checkpoint",
+            file=sys.stderr,
+        )
         return _leave(1)
 
 

@@ -1,0 +1,81 @@
+"""Contrastive pre-training of the retriever: honest pairs, a file that a run starts from."""
+
+import csv
+import dataclasses
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jras_jax.errors import UserError
+from jras_jax.training import initial, pretrain, state
+from tests.test_step import ROWS, table
+
+SHORT = {"pretrain__num_steps": 3, "pretrain__batch_size": 8, "train__log_every": 1}
+
+
+def batch(rows):
+    rows = np.asarray(rows, np.int32)
+    return {"image": table().images[rows], "mask": table().masks[rows], "patient": table().patient[rows], "row": rows}
+
+
+def with_neighbours():
+    index = np.arange(ROWS)
+    near = np.stack([np.where(index % 4 > 0, index - 1, -1), np.where(index % 4 < 3, index + 1, -1)], 1)
+    return dataclasses.replace(table(), neighbours=near.astype(np.int32))
+
+
+def test_a_partner_is_a_neighbour_of_the_same_patient_or_the_slice_itself(tiny):
+    rows, config = with_neighbours(), tiny.config(pretrain__neighbour_probability=0.5)
+    own = other = 0
+    for step in range(30):
+        chosen = np.random.default_rng(step).permutation(ROWS)[:8]
+        found = pretrain.pairs(batch(chosen), rows, config, step)
+        for i, row in enumerate(chosen):
+            partner = int(np.flatnonzero([(found["partner"][i] == image).all() for image in rows.images])[0])
+            assert partner == row if found["same"][i] else partner in rows.neighbours[row]
+            assert rows.patient[partner] == rows.patient[row]
+            own, other = own + (partner == row), other + (partner != row)
+    assert own > 40 and other > 40
+
+
+def test_pairs_are_fixed_by_seed_and_step_and_may_all_be_views_of_one_slice(tiny):
+    rows, config = with_neighbours(), tiny.config(pretrain__neighbour_probability=0.5)
+    a, b, c = (pretrain.pairs(batch(range(8)), rows, config, step) for step in (3, 3, 4))
+    np.testing.assert_array_equal(a["same"], b["same"])
+    np.testing.assert_array_equal(a["partner"], b["partner"])
+    assert (a["partner"] != c["partner"]).any()
+    alone = pretrain.pairs(batch(range(8)), rows, tiny.config(pretrain__neighbour_probability=0.0), 3)
+    assert alone["same"].all() and (alone["partner"] == alone["image"]).all()
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path):
+    config = tiny.config(**SHORT)
+    written = pretrain.pretrain_retriever(config, tmp_path / "retriever", tiny.build)
+    assert written.name == initial.RETRIEVER_FILE and written.is_file()
+    with (tmp_path / "retriever" / "metrics.csv").open(newline="") as f:
+        losses = [float(row["loss"]) for row in csv.DictReader(f)]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    trained = safetensors.numpy.load_file(written)
+    config = tiny.config(retriever__init_from=tmp_path / "retriever")
+    started = initial.variables(state.build_model(config), config)["params"]["retriever"]
+    started = flax.traverse_util.flatten_dict(started, sep="/")
+    random = jax.jit(lambda: state.init_variables(state.build_model(config), config))()["params"]["retriever"]
+    random = flax.traverse_util.flatten_dict(random, sep="/")
+    for name in ("project2/kernel", "encoder/block_0/mlp/fc1/kernel"):
+        found = next(x for key, x in trained.items() if key.endswith(name))
+        np.testing.assert_array_equal(started[name], found)
+        assert np.abs(started[name] - np.asarray(random[name])).max() > 1e-4
+
+
+def test_what_cannot_be_pretrained_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"retrieval.enabled=True"):
+        pretrain.pretrain_retriever(tiny.config(retrieval__enabled=False), tmp_path, tiny.build)
+    with pytest.raises(UserError, match=r"pretrain.batch_size=5000"):
+        pretrain.pretrain_retriever(tiny.config(pretrain__batch_size=5000), tmp_path, tiny.build)
+    with pytest.raises(UserError, match=r"retriever.init_from='nowhere': no such file"):
+        config = tiny.config(retriever__init_from="nowhere")
+        initial.variables(state.build_model(config), config)
