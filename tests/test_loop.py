@@ -11,7 +11,7 @@ import pytest
 
 from jras_jax.data import pipeline
 from jras_jax.errors import UserError
-from jras_jax.training import checkpoint, loop
+from jras_jax.training import checkpoint, loop, step
 
 
 def arrays_of(workdir, at):
@@ -99,7 +99,11 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, mo
     changes = {"train__num_steps": 6, "train__checkpoint_every": 6, "train__eval_every": 6}
     if refresh != "epochs":
         changes |= {"retrieval__refresh": refresh, "retrieval__refresh_every": 2}
-    whole = tiny.train(tmp_path / "whole", **changes)
+    steps, plain = [], step.compile_step
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "compile_step", lambda *a: steps.append(plain(*a)) or steps[-1])
+        whole = tiny.train(tmp_path / "whole", **changes)
+    assert [s._cache_size() for s in steps] == [1]  # neither a refresh nor a validation makes it compile anew
     parts = tmp_path / "parts"
     interrupted(tiny, parts, stop_after, 3, monkeypatch, **changes)
     tiny.train(parts, **changes)
