@@ -1,0 +1,95 @@
+"""Several hosts on one: two processes train what one process with two devices does; a lost host ends the job."""
+
+import csv
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jras_jax import mesh
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def start(tiny, workdir, folder, process=None, processes=2, port=0, devices=1, **changes):
+    """A training process; its output goes to a file in `folder`."""
+    command = [sys.executable, "run.py", "--config=configs/demo.py", f"--workdir={workdir}", "--no_report"]
+    command += tiny.arguments(mesh__data=-1, **changes)
+    if process is not None:
+        command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={process}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    output = (folder / f"output{process}").open("w")
+    return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def rows(workdir):
+    with (workdir / "metrics.csv").open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def wait(process, folder, name, seconds=400):
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail((folder / f"output{name}").read_text()[-3000:])
+
+
+def test_two_processes_train_what_two_devices_do_and_a_lost_host_ends_the_job(tiny, tmp_path):
+    length = {"train__num_steps": 4, "train__eval_every": 4, "train__checkpoint_every": 2}
+    port = free_port()
+    two, one = tmp_path / "two", tmp_path / "one"
+    hosts = [start(tiny, two, tmp_path, i, port=port, **length) for i in range(2)]
+    for i, host in enumerate(hosts):
+        assert wait(host, tmp_path, i) == 0, (tmp_path / f"output{i}").read_text()[-3000:]
+    alone = start(tiny, one, tmp_path, devices=2, **length)
+    assert wait(alone, tmp_path, None) == 0, (tmp_path / "outputNone").read_text()[-3000:]
+    ours, other = rows(two), rows(one)
+    assert len(ours) == len(other) == 4
+    for a, b in zip(ours, other, strict=True):
+        for name in ("loss", "dice", "overlap_loss", "ce_loss"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-5), name
+    assert float(ours[-1]["val/dice"]) == pytest.approx(float(other[-1]["val/dice"]), abs=1e-5)
+    _a_lost_host(tiny, tmp_path)
+
+
+def _a_lost_host(tiny, tmp_path):
+    """Host 1 of two is killed: host 0 ends with a message; one process then goes on from the last checkpoint."""
+    workdir, port = tmp_path / "lost", free_port()
+    settings = {"train__num_steps": 5000, "train__eval_every": 5000, "train__checkpoint_every": 2}
+    first, second = (start(tiny, workdir, tmp_path, i, port=port, **settings) for i in range(2))
+    deadline = time.monotonic() + 300
+    while not (workdir / "checkpoints" / "4").is_dir():
+        assert time.monotonic() < deadline and first.poll() is None, (tmp_path / "output0").read_text()[-3000:]
+        time.sleep(0.2)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    status = wait(first, tmp_path, 0, seconds=120)
+    assert time.monotonic() - killed < 120
+    # Either a collective fails at once, or it hangs until the watch ends it.
+    said = (tmp_path / "output0").read_text().splitlines()[-1]
+    assert status in (1, mesh.HOST_LOST), said
+    words = "error: this host stopped, or another one" if status == 1 else "error: host 1 has not been heard of"
+    assert said.startswith(words) and "with the same command" in said
+    second.wait()
+    before = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    again = start(tiny, workdir, tmp_path, **settings)
+    deadline = time.monotonic() + 300
+    while int(rows(workdir)[-1]["step"]) < before + 2:
+        assert time.monotonic() < deadline and again.poll() is None, (tmp_path / "outputNone").read_text()[-3000:]
+        time.sleep(0.2)
+    again.terminate()  # as a cluster does: it saves and ends
+    assert wait(again, tmp_path, None) == 1
+    assert "stopped by a signal" in (tmp_path / "outputNone").read_text()
