@@ -88,7 +88,7 @@ def _check_run(run: runs.Opened, target: pathlib.Path) -> None:
 
 def table_of(run: runs.Opened, volumes: list[Volume]) -> SliceTable:
     """The slices of labelled volumes on a run's grid."""
-    table = slice_table(volumes, dataset.grid_of(run.config), drop_empty=run.config.dataset.drop_empty)
+    table = slice_table(volumes, run.grid, drop_empty=run.config.dataset.drop_empty)
     if not len(table):
         raise UserError("no slice has a labelled structure left on the model grid: the gallery would be empty")
     return table

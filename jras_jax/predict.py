@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jras_jax import dataset, galleries, runs
+from jras_jax import galleries, runs
 from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, nifti, pairs
 from jras_jax.data.preprocess import SliceTable, volume_slices
 from jras_jax.errors import UserError
@@ -102,7 +102,7 @@ def _identify(
     """The gallery's number of a scan's patient (-1: not there) and, frame by frame, the rows of its slices."""
     if known is None:
         return -1, [None] * len(volumes)
-    grid = dataset.grid_of(run.config)
+    grid = run.grid
     found = [known.find(v.patient, volume_slices(v, grid)[0]) for v in volumes]
     patient = max(number for number, _ in found)
     if patient >= 0 and run.config.retrieval.exclude == "patient":

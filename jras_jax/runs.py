@@ -15,7 +15,7 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import dataset, inference, joint, mesh
 from jras_jax.config import Config
-from jras_jax.data.preprocess import SliceTable, slice_table
+from jras_jax.data.preprocess import Grid, SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.evaluation import evaluator
 from jras_jax.retrieval import encoder, store
@@ -47,6 +47,12 @@ class Opened:
         """Of the retriever: galleries made by another one are refused."""
         params = mesh.to_host(self.variables["params"]["retriever"])
         return encoder.fingerprint(params, dataclasses.asdict(self.config.retriever))
+
+    @property
+    def grid(self) -> Grid:
+        """The model grid; without the scans' spacing where no training scan had one."""
+        grid = dataset.grid_of(self.config)
+        return grid._replace(ignore_spacing=self.splits().get("spacing") == "unknown")
 
     def splits(self) -> dict[str, Any]:
         """The run's splits.json."""
@@ -81,7 +87,7 @@ class Opened:
 
     def segmenter(self, gallery: galleries.Gallery | None) -> inference.Segmenter:
         """A segmenter with this gallery; None for a run without retrieval."""
-        return evaluator.make_segmenter(self.config, self.model, self.variables, gallery, self.device_mesh)
+        return evaluator.make_segmenter(self.config, self.model, self.variables, gallery, self.device_mesh, self.grid)
 
 
 def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Opened:

@@ -71,6 +71,14 @@ def test_unknown_spacing_fits_or_crops():
     assert grid_map(v, Grid(120, 1.4, "crop", (0, 100))).scale == (1.0, 1.0)
 
 
+def test_a_model_of_scans_without_spacing_sees_known_ones_at_its_own_scale():
+    v = volume(blob())
+    assert v.spacing_known
+    resampled, fitted = (grid_map(v, Grid(120, 1.4, "fit", (0, 100), ignore)) for ignore in (False, True))
+    assert fitted.scale == (120 / max(v.image.shape[:2]),) * 2 != resampled.scale
+    assert (fitted.transpose, fitted.flip_rows) == (resampled.transpose, resampled.flip_rows)
+
+
 def test_any_storage_order_looks_the_same_on_the_grid():
     """The same anatomy stored in all eight in-plane orders, each with its affine, gives the same slices."""
     v = volume(blob(shape=(60, 60, 3)), affine=np.diag([-1.5, -1.5, 8.0, 1.0]))

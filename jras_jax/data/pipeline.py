@@ -67,8 +67,8 @@ def make_splits(
       max_train_patients: the first so many training patients of a seeded order; 0 all.
 
     Returns:
-      {'train': [...], 'validation': [...], 'test': [...], 'official_validation': [...], 'folds': [[...]], ...},
-      ready for JSON.
+      {'train': [...], 'validation': [...], 'test': [...], 'official_validation': [...], 'folds': [[...]], 'spacing':
+      of the training scans, 'known', 'unknown' or 'mixed', ...}, ready for JSON.
     """
     strata = {v.patient: getattr(v, stratify) for v in volumes["train"]}
     folds = make_folds(strata, num_folds, seed)
@@ -76,6 +76,7 @@ def make_splits(
     if max_train_patients:
         order = np.random.default_rng((seed, 1)).permutation(train)
         train = sorted(str(p) for p in order[:max_train_patients])
+    known = {v.spacing_known for v in volumes["train"] if v.patient in set(train)}
     others = {name: sorted({v.patient for v in volumes.get(name, ())}) for name in ("validation", "test")}
     return {
         "train": train,
@@ -86,6 +87,7 @@ def make_splits(
         "fold": fold,
         "seed": seed,
         "stratify": stratify,
+        "spacing": "mixed" if len(known) > 1 else "known" if known == {True} else "unknown",
     }
 
 

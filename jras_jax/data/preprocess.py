@@ -19,12 +19,17 @@ from jras_jax.data import NUM_CLASSES, PHASES, STRUCTURES, Volume
 
 
 class Grid(NamedTuple):
-    """The model grid: side in pixels, their size in mm (0: native), what to do without spacing, percentiles."""
+    """The model grid: side in pixels, their size in mm (0: native), what to do without spacing, percentiles.
+
+    `ignore_spacing` treats every scan as one without spacing: for models trained on such scans alone, which know the
+    heart at that scale only.
+    """
 
     image_size: int
     spacing_mm: float
     unknown_spacing: str
     percentiles: tuple[float, float]
+    ignore_spacing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +102,15 @@ class GridMap:
 def grid_map(volume: Volume, grid: Grid) -> GridMap:
     """The map of one volume onto the model grid."""
     x, y, z = volume.image.shape
-    if volume.spacing_known:
-        transpose, flip_rows, flip_cols = orientation(volume.affine)
-        spacing = volume.spacing[[1, 0]] if transpose else volume.spacing[:2]
+    turned = orientation(volume.affine) if volume.spacing_known else (True, False, False)
+    if volume.spacing_known and not grid.ignore_spacing:
+        spacing = volume.spacing[[1, 0]] if turned[0] else volume.spacing[:2]
         down, across = (float(s) / grid.spacing_mm if grid.spacing_mm else 1.0 for s in spacing)
         scale = (down, across)
     else:
-        transpose, flip_rows, flip_cols = True, False, False
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
         scale = (factor, factor)
-    return GridMap((x, y, z), transpose, flip_rows, flip_cols, scale, grid.image_size)
+    return GridMap((x, y, z), *turned, scale, grid.image_size)
 
 
 def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:

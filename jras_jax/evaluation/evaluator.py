@@ -13,7 +13,7 @@ import numpy as np
 from jras_jax import joint
 from jras_jax.config import Config
 from jras_jax.data import STRUCTURES, Volume
-from jras_jax.data.preprocess import SliceTable
+from jras_jax.data.preprocess import Grid, SliceTable
 from jras_jax.dataset import grid_of
 from jras_jax.evaluation import metrics, postprocess
 from jras_jax.inference import Segmenter, VolumePrediction
@@ -26,8 +26,9 @@ def make_segmenter(
     variables: joint.Variables,
     gallery: Gallery | None,
     mesh: jax.sharding.Mesh,
+    grid: Grid | None = None,
 ) -> Segmenter:
-    """The segmenter that a config describes."""
+    """The segmenter that a config describes; `grid` in place of the config's."""
     r = config.retrieval
     chosen = joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude, r.recall_target)
     return Segmenter(
@@ -35,7 +36,7 @@ def make_segmenter(
         variables,
         gallery,
         None if gallery is None else chosen,
-        grid_of(config),
+        grid or grid_of(config),
         batch_size=config.eval.batch_size,
         device_mesh=mesh,
         tta=config.eval.tta,
