@@ -15,25 +15,8 @@ from jras_jax.models import sam
 
 
 def get_config():
-    """The paper's sizes and rates; the last block of the retriever trains, as in the authors' later scripts."""
-    c = common.get_config()
-    c.name = "acdc_sam"
-    c.dataset.name = "acdc"
-    c.backbone.name = "sam"
-    c.backbone.variant = "vit_b"
+    """The paper's setting, see `common.paper`."""
+    c = common.paper("acdc", "sam", "vit_b")
     c.backbone.options.lora_rank = 4
     c.backbone.frozen = sam.FROZEN["lora"]
-    c.backbone.in_channels = 3
-    c.retriever.variant = "vitb14"
-    c.retriever.image_size = 224
-    c.retriever.trained_blocks = 1
-    c.retriever.pool = "cls"
-    c.retriever.dropout = 0.3
-    c.optim.name = "adam"
-    c.optim.lr_backbone = 1e-4
-    c.optim.lr_retriever = 1e-4
-    c.optim.weight_decay = 0.0
-    c.train.num_steps = 30_000
-    c.train.batch_size = 4
-    c.train.dtype = "bfloat16"
     return c

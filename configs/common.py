@@ -131,3 +131,30 @@ def get_config() -> ml_collections.ConfigDict:
     c.eval.tta = False  # average over rotations by -10, 0 and 10 degrees (test-time augmentation)
     c.eval.evidence_cases = 8  # cases whose slices and guides are kept for the report
     return c
+
+
+def paper(dataset: str, backbone: str, variant: str) -> ml_collections.ConfigDict:
+    """The J-RAS paper's sizes and rates for a pre-trained backbone and RAD-DINO (METHOD), at its grid of 256 pixels.
+
+    The last block of the retriever trains, as in the later scripts. Fusion, leak rule and the ranking loss stay
+    this project's: --config.fusion.name=concat --config.retrieval.overlap_weight=0.0 are the paper's.
+    """
+    c = get_config()
+    c.name = f"{dataset}_{backbone}"
+    c.dataset.name = dataset
+    c.backbone.name = backbone
+    c.backbone.variant = variant
+    c.backbone.in_channels = 3
+    c.retriever.variant = "vitb14"
+    c.retriever.image_size = 224
+    c.retriever.trained_blocks = 1
+    c.retriever.pool = "cls"
+    c.retriever.dropout = 0.3
+    c.optim.name = "adam"
+    c.optim.lr_backbone = 1e-4
+    c.optim.lr_retriever = 1e-4
+    c.optim.weight_decay = 0.0
+    c.train.num_steps = 30_000
+    c.train.batch_size = 4
+    c.train.dtype = "bfloat16"
+    return c
