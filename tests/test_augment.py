@@ -5,11 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jras_jax.config import Augment
-from jras_jax.data.augment import augment
+from jras_jax.data.augment import augment, milder
 
-OFF = Augment(True, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.5)
+OFF = Augment(
+    enabled=True, rotate_deg=0.0, scale=0.0, shift=0.0, retriever_share=0.33, flip=False, gamma=0.0, contrast=0.0,
+    brightness=0.0, noise_std=0.0, probability=0.5,
+)  # fmt: skip
 GEOMETRY = dataclasses.replace(OFF, rotate_deg=30.0, scale=0.2, shift=0.1)
 
 
@@ -58,3 +62,10 @@ def test_flip_mirrors_columns():
     _, labels = augment(jax.random.key(5), images, masks, dataclasses.replace(OFF, flip=True))
     kinds = {tuple(np.argwhere(np.asarray(m)).mean(0).round(1)) for m in labels}
     assert len(kinds) == 2
+
+
+def test_the_milder_view_shrinks_the_geometry_alone():
+    ranges = dataclasses.replace(OFF, rotate_deg=30.0, scale=0.2, shift=0.1, flip=True, gamma=0.3)
+    mild = milder(ranges)
+    assert (mild.rotate_deg, mild.scale, mild.shift) == pytest.approx((0.33 * 30, 0.33 * 0.2, 0.33 * 0.1))
+    assert not mild.flip and mild.gamma == ranges.gamma
