@@ -79,6 +79,9 @@ def train(config: Config, workdir: str | pathlib.Path, build: dataset.Build) -> 
         return workdir
     log = logs.MetricLog(workdir, run.started_at) if jax.process_index() == 0 else None
     title = workdir.name if config.retrieval.enabled else f"{workdir.name} (no retrieval)"
+    if log:
+        counts = provenance.parameter_counts(run.state.params)
+        print(f"{title}: parameters " + ", ".join(f"{part} {n:,}" for part, n in counts.items()), flush=True)
     bar = logs.Progress(title, config.train.num_steps, run.started_at, config.train.batch_size)
     try:
         _steps(run, log, bar)

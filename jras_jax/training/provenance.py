@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jras_jax import models
 from jras_jax.config import Config
 
 LEAK_WARNING = (
@@ -24,7 +25,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Everything that another person needs to tell this run from a similar one."""
-    counts = {part: int(sum(x.size for x in jax.tree.leaves(tree))) for part, tree in params.items()}
     warnings = []
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(LEAK_WARNING % config.retrieval.exclude)
@@ -39,9 +39,14 @@ def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, A
         "hosts": jax.process_count(),
         "mesh": dict(mesh.shape),
         "seed": config.seed,
-        "parameters": counts,
+        "parameters": parameter_counts(params),
         "warnings": warnings,
     }
+
+
+def parameter_counts(params: Any) -> dict[str, int]:
+    """Number of parameters of 'backbone', 'retriever' and 'fusion'."""
+    return {part: models.parameter_count(tree) for part, tree in params.items()}
 
 
 def write(path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh) -> None:
