@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mode", default="train", choices=MODES)
     p.add_argument("--workdir", help="folder of the run (default: runs/<config's name>)")
     p.add_argument("--input", help="predict: a NIfTI file, or a folder of them; gallery: a folder of labelled scans")
-    p.add_argument("--output", help="predict: folder for the masks; gallery: folder for the gallery")
+    p.add_argument(
+        "--output", help="predict: folder for the masks; gallery: for the gallery; evaluate: to submit"
+    )
     p.add_argument(
         "--gallery",
         help="predict: folder of another gallery made by this run's retriever, or of labelled scans (NAME.nii.gz with "
@@ -104,7 +106,7 @@ def _run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if args.config:
         raise UserError(f"--mode={args.mode} reads the run's own configuration from --workdir; leave --config out")
     if args.mode == "evaluate":
-        return commands.evaluate_mode(args.workdir, overrides, tfds_builders.build)
+        return commands.evaluate_mode(args.workdir, overrides, tfds_builders.build, args.output)
     if args.mode == "choose":
         return commands.choose_mode(args.workdir, overrides, tfds_builders.build)
     if args.mode == "gallery":

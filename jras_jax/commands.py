@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -31,7 +30,7 @@ def train_mode(
     """Trains (or pre-trains the retriever), then evaluates and reports; returns the exit status."""
     config = configs.parse(configs.override(configs.load(config_file), overrides))
     folder = pathlib.Path(workdir or f"runs/{config.name}")
-    enable_compilation_cache(config)
+    enable_compilation_cache()
     start = time.monotonic()
     if mode == "pretrain_retriever":
         from jras_jax.training import pretrain
@@ -53,11 +52,11 @@ def train_mode(
     return 0
 
 
-def evaluate_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build) -> int:
+def evaluate_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build, submission: str | None = None) -> int:
     """Evaluates a run (and the baseline inside it, where there is one) and writes the report."""
     folder = pathlib.Path(workdir)
-    enable_compilation_cache(None)
-    _evaluate_and_report(folder, build, overrides)
+    enable_compilation_cache()
+    _evaluate_and_report(folder, build, overrides, submission)
     return 0
 
 
@@ -65,7 +64,7 @@ def choose_mode(workdir: str, overrides: tuple[str, ...], build: dataset.Build) 
     """Measures post-processing and test-time augmentation on validation and says which to use."""
     from jras_jax import choose, evaluate
 
-    enable_compilation_cache(None)
+    enable_compilation_cache()
     quiet = jax.process_index() != 0
     found = choose.choose(workdir, build, overrides, lambda title, volumes: evaluate.progress(title, quiet)(volumes))
     if quiet:
@@ -97,7 +96,7 @@ def gallery_mode(args: argparse.Namespace, overrides: tuple[str, ...], build: da
     """Makes or changes a gallery; `args` are those of run.py."""
     from jras_jax import galleries
 
-    enable_compilation_cache(None)
+    enable_compilation_cache()
     folder, table = galleries.make(
         args.workdir,
         args.output,
@@ -127,7 +126,7 @@ def predict_mode(
     """Segments scans."""
     from jras_jax import predict
 
-    enable_compilation_cache(None)
+    enable_compilation_cache()
     written = predict.predict(workdir, source, output, gallery=gallery, labels=labels, overrides=overrides)
     say(f"{len(written)} {'mask' if len(written) == 1 else 'masks'} in {output}")
     return 0
@@ -140,7 +139,7 @@ def baseline_of(config: Config) -> Config:
     return dataclasses.replace(config, name=f"{config.name}_baseline", retrieval=off, train=alone)
 
 
-def enable_compilation_cache(config: Config | None) -> None:
+def enable_compilation_cache() -> None:
     """Keeps compiled programs between starts, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         folder = pathlib.Path("~/.cache/jras_jax/compiled").expanduser()
@@ -158,11 +157,13 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _evaluate_and_report(folder: pathlib.Path, build: dataset.Build, overrides: tuple[str, ...]) -> None:
+def _evaluate_and_report(
+    folder: pathlib.Path, build: dataset.Build, overrides: tuple[str, ...], submission: str | None = None
+) -> None:
     from jras_jax import evaluate, report
 
     quiet = jax.process_index() != 0
-    summary = evaluate.evaluate(folder, build, overrides, quiet)
+    summary = evaluate.evaluate(folder, build, overrides, quiet, submission)
     baseline = None
     if (folder / "baseline" / "config.json").is_file():
         baseline = evaluate.evaluate(folder / "baseline", build, overrides, quiet)
@@ -173,6 +174,8 @@ def _evaluate_and_report(folder: pathlib.Path, build: dataset.Build, overrides: 
         say(f"note: {warning}")
     page = report.write_report(folder, baseline_dir=folder / "baseline" if baseline else None)
     say(f"scores: {folder / 'evaluation' / 'summary.json'}\nreport: {page}")
+    if submission:
+        say(f"masks in the challenge's layout: {submission}")
 
 
 def print_table(summary: dict[str, Any], baseline: dict[str, Any] | None) -> None:
@@ -193,8 +196,3 @@ def print_table(summary: dict[str, Any], baseline: dict[str, Any] | None) -> Non
     mean = [f"{s['mean']['dice']:.4f}" for s in (summary, baseline) if s]
     table.add_row("mean", "", *mean)
     rich.console.Console(width=90).print(table)
-
-
-def read_summary(folder: pathlib.Path) -> dict[str, Any]:
-    """A run's evaluation/summary.json."""
-    return json.loads((folder / "evaluation" / "summary.json").read_text())

@@ -27,6 +27,7 @@ class Data:
     volumes: dict[str, list[Volume]]
     splits: dict[str, Any]
     grid: Grid
+    scans: str  # the folder that the volumes' sources are relative to
 
     def part(self, name: str) -> list[Volume]:
         """Volumes of a part.
@@ -92,7 +93,7 @@ def prepare(config: Config, build: Build, splits: dict[str, Any] | None = None) 
     unknown = sum(not v.spacing_known for vs in volumes.values() for v in vs)
     if unknown:
         logging.info("%d volumes have no known spacing: not resampled, distances will be in voxels", unknown)
-    return Data(volumes, splits, grid_of(config))
+    return Data(volumes, splits, grid_of(config), manual)
 
 
 def _write_phantom(config: Config) -> pathlib.Path:

@@ -16,7 +16,7 @@ from absl import logging
 from jras_jax import choose, dataset, runs
 from jras_jax.data import Volume
 from jras_jax.data.preprocess import SliceTable
-from jras_jax.evaluation import clinical, evaluator, metrics, statistics
+from jras_jax.evaluation import clinical, evaluator, export, metrics, statistics
 from jras_jax.inference import VolumePrediction
 from jras_jax.training import provenance
 
@@ -40,7 +40,11 @@ _GUIDES = {
 
 
 def evaluate(
-    workdir: str | pathlib.Path, build: dataset.Build, overrides: tuple[str, ...] = (), quiet: bool = False
+    workdir: str | pathlib.Path,
+    build: dataset.Build,
+    overrides: tuple[str, ...] = (),
+    quiet: bool = False,
+    submission: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on `config.eval.split`.
 
@@ -49,6 +53,7 @@ def evaluate(
       build: prepares the data set, see `dataset.Build`.
       overrides: `--config.eval.split=test` and such.
       quiet: no progress bar.
+      submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`.
 
     Returns:
       The summary, as written to `evaluation/summary.json`.
@@ -67,7 +72,9 @@ def evaluate(
     kept = _Evidence(out / "evidence", config.eval.evidence_cases, table)
     segmenter = run.segmenter(gallery)
     bar = progress(f"evaluating {config.eval.split}", quiet)
+    masks: list[export.Prediction] = []
     for volume, found in evaluator.predictions(segmenter, volumes, table, config.eval.postprocess, bar):
+        masks.append((volume, found.labels))
         kept.add(volume, found, scores.add(volume, found))
         if retrieved is not None:
             retrieved.add(volume, found)
@@ -77,6 +84,9 @@ def evaluate(
         metrics.write_cases_csv(out / "cases.csv", scores.cases)
         metrics.write_cases_csv(out / "positions.csv", scores.positions, POSITION_COLUMNS)
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        if submission is not None:
+            write = export.export_mnms if config.dataset.convention == "mnms" else export.export_acdc
+            write(masks, submission, data.scans)
     return summary
 
 

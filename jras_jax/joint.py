@@ -32,6 +32,11 @@ class Selection(NamedTuple):
     exclude: str
     recall_target: float = 1.0
 
+    @classmethod
+    def of(cls, retrieval: Any) -> Selection:
+        """The fields of the same names in config.retrieval."""
+        return cls(*(getattr(retrieval, name) for name in cls._fields))
+
 
 def standardise(images: jax.Array) -> jax.Array:
     """(..., S, S) in [0, 1] -> zero mean and unit deviation, slice by slice: scanners differ in both."""

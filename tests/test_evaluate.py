@@ -272,3 +272,13 @@ def test_scores_with_an_unmeasured_option_are_warned_about_on_test_and_named_in_
     page = report.write_report(folder).read_text()
     assert choose.UNMEASURED in page
     assert "Chosen on the validation fold: neither. The scores of this page were made with: largest component" in page
+
+
+def test_the_masks_to_submit_are_those_that_were_scored(trained_run, tiny, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "submission"
+    shutil.copytree(trained_run, folder)
+    evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test",), quiet=True, submission=out)
+    assert len(list(out.glob("patient*_E[DS].nii.gz"))) == 6
+    for case in cases_of(folder):
+        mask = np.asarray(nib.load(out / f"{case['patient']}_{case['phase']}.nii.gz").dataobj)
+        assert (mask == STRUCTURES[case["structure"]]).sum() == float(case["voxels"])

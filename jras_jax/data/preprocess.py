@@ -91,13 +91,6 @@ class GridMap:
         labels = np.argmax(np.concatenate([background, native], -1), -1).astype(np.uint8)
         return np.ascontiguousarray(self._native(np.moveaxis(labels, 0, 2)))
 
-    def map_to_native(self, values: np.ndarray) -> np.ndarray:
-        """(Z, S, S) real values -> (X, Y, Z) float32; 0 outside the model grid."""
-        rows, cols = self._sizes()
-        a = _resampling(rows, self.image_size, 1 / self.scale[0])
-        b = _resampling(cols, self.image_size, 1 / self.scale[1])
-        return np.ascontiguousarray(self._native(np.moveaxis(_separable(a, b, values), 0, 2)))
-
 
 def grid_map(volume: Volume, grid: Grid) -> GridMap:
     """The map of one volume onto the model grid."""

@@ -29,13 +29,11 @@ def make_segmenter(
     grid: Grid | None = None,
 ) -> Segmenter:
     """The segmenter that a config describes; `grid` in place of the config's."""
-    r = config.retrieval
-    chosen = joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude, r.recall_target)
     return Segmenter(
         model,
         variables,
         gallery,
-        None if gallery is None else chosen,
+        None if gallery is None else joint.Selection.of(config.retrieval),
         grid or grid_of(config),
         batch_size=config.eval.batch_size,
         device_mesh=mesh,

@@ -7,7 +7,6 @@ import json
 import pathlib
 import signal
 import threading
-import time
 from typing import Any
 
 import jax
@@ -286,8 +285,3 @@ class _StopSignal:
         """Puts the old handlers back."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
-
-
-def seconds_since(start_time: float) -> float:
-    """Wall time in seconds."""
-    return time.monotonic() - start_time

@@ -45,8 +45,7 @@ class Step:
 
     @property
     def selection(self) -> joint.Selection:
-        r = self.config.retrieval
-        return joint.Selection(r.strategy, r.top_k, r.temperature, r.exclude, r.recall_target)
+        return joint.Selection.of(self.config.retrieval)
 
     def __call__(
         self,
