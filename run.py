@@ -31,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mode", default="train", choices=MODES)
     p.add_argument("--workdir", help="folder of the run (default: runs/<config's name>)")
     p.add_argument("--input", help="predict: a NIfTI file, or a folder of them; gallery: a folder of labelled scans")
-    p.add_argument(
-        "--output", help="predict: folder for the masks; gallery: for the gallery; evaluate: to submit"
-    )
+    p.add_argument("--output", help="predict: folder for the masks; gallery: for the gallery; evaluate: to submit")
     p.add_argument(
         "--gallery",
         help="predict: folder of another gallery made by this run's retriever, or of labelled scans (NAME.nii.gz with "
