@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jras_jax import mesh
 from jras_jax.models import layers
 from tests import reference_parity as parity
 
@@ -121,6 +122,47 @@ def test_depthwise_convolution_equals_jax_grouped_convolution():
         x, kernel[:, :, None], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
     )
     np.testing.assert_allclose(y, expected + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("size", "stride"), [((64, 64), 1), ((66, 70), 1), ((129, 130), 2), ((6, 5), 1), ((7, 8), 2)])
+def test_3x3_convolution_and_its_gradients_equal_jax_convolution(size, stride, dtype):
+    assert (-(-size[0] // stride) * -(-size[1] // stride) >= layers.BANDED) == (size[0] >= 64)
+    x = jnp.asarray(images(2, *size, 3), dtype)
+    module = layers.Conv3x3(5, stride, dtype)
+    variables, y = apply(module, x)
+    kernel = variables["params"]["kernel"]
+    weights = jnp.asarray(images(*y.shape))  # a cotangent without symmetry
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel.astype(dtype), (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
+        )
+
+    ours = lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x)  # noqa: E731
+    np.testing.assert_array_equal(y, plain(x, kernel))
+    got, expected = (
+        jax.jit(jax.grad(lambda x, k, f=f: (f(x, k) * weights).sum(), (0, 1)))(x, kernel) for f in (ours, plain)
+    )
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+def test_3x3_convolution_sums_its_kernel_gradient_over_a_batch_split_over_devices():
+    rows = mesh.by_rows(mesh.make_mesh(4, 1))
+    x = images(4, 64, 64, 3)
+    module = layers.Conv3x3(5)
+    variables, _ = apply(module, x)
+    gradient = jax.jit(jax.grad(lambda v, x: jnp.square(module.apply(v, x)).sum()))
+    one, four = gradient(variables, jnp.asarray(x)), gradient(variables, jax.device_put(x, rows))
+    one, four = (np.asarray(g["params"]["kernel"]) for g in (one, four))
+    np.testing.assert_allclose(four, one, atol=1e-4 * np.abs(one).max())
+    compiled = gradient.lower(variables, jax.device_put(x, rows)).compile().as_text()
+    assert compiled.count(" all-reduce(") == 1  # behind the loop over bands, not in it
 
 
 @pytest.mark.parametrize("size", [(8, 12), (11, 9)])

@@ -230,13 +230,13 @@ def test_kept_states_give_what_a_full_pass_gives(small):
 
 def test_parts_of_a_refresh_are_the_whole(single, small):
     ready = single[2]
-    refresher = step.Refresher(ready.setup.model, ready.mesh, 6, table().images)
-    assert refresher.chunks == 3
+    refresher = step.Refresher(ready.setup.model, ready.mesh, 3, table().images)
+    assert refresher.chunks == 6
     variables = ready.state.variables
     whole = refresher.embeddings(variables)
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
-    rows, last = refresher.part(variables, 2)
-    assert rows.tolist() == [12, 13, 14, 15, 16, 17]
-    np.testing.assert_array_equal(np.asarray(last)[:4], whole[12:])
+    rows, last = refresher.part(variables, 5)
+    assert rows.tolist() == [15, 16, 17]
+    np.testing.assert_array_equal(np.asarray(last)[:1], whole[15:])
     big = step.Refresher(ready.setup.model, ready.mesh, ROWS, table().images).embeddings(variables)
     np.testing.assert_allclose(whole, big, atol=1e-5)

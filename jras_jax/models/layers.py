@@ -7,6 +7,7 @@ are float32; `dtype` is the type of the computation; the statistics of every nor
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -263,6 +264,92 @@ class DepthwiseConv3x3(nn.Module):
         kernel = self.param("kernel", init, (3, 3, x.shape[-1]), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         return depthwise3x3(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+BAND = 1024  # output pixels an image of one band: its patches stay in the caches
+BANDED = 4096  # output pixels an image from which the bands below are faster than XLA's own (measured on two cores)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """3x3 convolution with padding 1: (B, H, W, C), (3, 3, C, F) -> (B, ceil(H / stride), ceil(W / stride), F).
+
+    On CPU the kernel's gradient of a large map is summed over bands of rows, see `_kernel_gradient_by_bands`: 1.2 to
+    3 times faster than XLA's, and without its two transposed copies of the maps.
+    """
+    return _plain_conv3x3(x, kernel, stride)
+
+
+def _plain_conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
+    )
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
+    kernel = jnp.zeros((3, 3, x.shape[-1], gradient.shape[-1]), x.dtype)
+    return jax.vjp(lambda k: _plain_conv3x3(x, k, stride), kernel)[1](gradient)[0].astype(jnp.float32)
+
+
+def _kernel_gradient_by_bands(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
+    """One matrix product a band of rows, of the gradient (pixels, F) and the patches (pixels, 9 C).
+
+    The few channels stand on the product's narrow side and the nine shifts on its wide one, which is what makes it
+    fast; the batch stays an axis of its own, so that a batch split over devices is summed once, behind the loop.
+    """
+    batch, height, width, features = gradient.shape
+    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= BAND))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    tall, wide = (rows - 1) * stride + 1, (width - 1) * stride + 1
+
+    def add(band: jax.Array, total: jax.Array) -> jax.Array:
+        seen = jax.lax.dynamic_slice_in_dim(padded, band * rows * stride, tall + 2, 1)
+        shifts = [seen[:, i : i + tall : stride, j : j + wide : stride] for i in range(3) for j in range(3)]
+        patches = jnp.concatenate(shifts, -1).reshape(batch, rows * width, -1)
+        g = jax.lax.dynamic_slice_in_dim(gradient, band * rows, rows, 1).reshape(batch, rows * width, features)
+        return total + jnp.einsum("bpf,bpc->bfc", g, patches, preferred_element_type=jnp.float32)
+
+    start = jnp.zeros((batch, features, 9 * x.shape[-1]), jnp.float32)
+    total = jax.lax.fori_loop(0, height // rows, add, start).sum(0)
+    return total.reshape(features, 3, 3, -1).transpose(1, 2, 3, 0)
+
+
+def _conv3x3_backward(
+    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (of_x,) = jax.vjp(lambda x: _plain_conv3x3(x, kernel, stride), x)[1](gradient)
+    plain = functools.partial(_kernel_gradient, stride=stride)
+    banded = functools.partial(_kernel_gradient_by_bands, stride=stride)
+    if gradient.shape[1] * gradient.shape[2] < BANDED:
+        return of_x, plain(x, gradient).astype(kernel.dtype)
+    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=banded, default=plain)
+    return of_x, of_kernel.astype(kernel.dtype)
+
+
+conv3x3.defvjp(lambda x, kernel, stride: (_plain_conv3x3(x, kernel, stride), (x, kernel)), _conv3x3_backward)
+
+
+class Conv3x3(nn.Module):
+    """`conv3x3` without bias, of one or several maps as if their channels stood side by side.
+
+    Several are convolved one by one and summed, which saves the copy that joins them. Parameters: kernel (3, 3, C,
+    features), C channels in all.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: Any = HE_LEAKY
+
+    @nn.compact
+    def __call__(self, *maps: jax.Array) -> jax.Array:
+        ends = np.cumsum([0, *(x.shape[-1] for x in maps)])
+        kernel = self.param("kernel", self.kernel_init, (3, 3, int(ends[-1]), self.features), jnp.float32)
+        parts = (kernel[:, :, a:b] for a, b in itertools.pairwise(ends))
+        convolved = (conv3x3(x.astype(self.dtype), part, self.stride) for x, part in zip(maps, parts, strict=True))
+        return functools.reduce(jnp.add, convolved)
 
 
 class Upsample2x(nn.Module):

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jras_jax.models.layers import HE_LEAKY, Upsample2x, pad_to_multiple
+from jras_jax.models.layers import Conv3x3, Upsample2x, pad_to_multiple
 
 MAX_CHANNELS = 512
 
@@ -31,27 +31,22 @@ class InstanceNorm(nn.InstanceNorm):
 
 
 class Stage(nn.Module):
-    """Two convolutions with norm and activation; (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features)."""
+    """Two convolutions with norm and activation; (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features).
+
+    Several maps of the same size are taken as one, their channels side by side.
+    """
 
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, *maps: jax.Array) -> jax.Array:
         for index, stride in enumerate((self.stride, 1)):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                (stride, stride),
-                padding=1,
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=HE_LEAKY,
-                name=f"conv_{index}",
-            )(x)
+            x = Conv3x3(self.features, stride, self.dtype, name=f"conv_{index}")(*maps)
             x = nn.leaky_relu(InstanceNorm(dtype=self.dtype, name=f"norm_{index}")(x), 0.01)
-        return x
+            maps = (x,)
+        return maps[0]
 
 
 class UNet(nn.Module):
@@ -106,7 +101,7 @@ class UNet(nn.Module):
         x = features[-1]
         logits: list[jax.Array] = []
         for level in reversed(range(self.levels - 1)):
-            x = self.merge[level](jnp.concatenate([self.up[level](x), features[level].astype(self.dtype)], -1))
+            x = self.merge[level](self.up[level](x), features[level].astype(self.dtype))
             if level == 0 or auxiliary:
                 rows, columns = (-(-n // 2**level) for n in size)
                 logits.insert(0, self.head[level](x.astype(jnp.float32))[:, :rows, :columns])
