@@ -61,8 +61,10 @@ def make(
     target = pathlib.Path(output or base or "")
     _check_run(run, target)
     values = pairs.parse_labels(labels) if labels else pairs.convention_labels(run.config.dataset.convention)
+    known = None
     if base is not None:
-        table = store.read(base, run.fingerprint)[0]
+        table, embeddings = store.read(base, run.fingerprint)
+        known = table.images, embeddings
     elif split is not None:
         table = table_of(run, dataset.prepare(run.config, build, run.splits()).part(split))
     else:
@@ -72,7 +74,7 @@ def make(
         table = store.without(table, remove)
     if add:
         table = store.joined(table, table_of(run, pairs.read_pairs(add, values)))
-    run.gallery_of(table, target)
+    run.gallery_of(table, target, known)
     return target, table
 
 

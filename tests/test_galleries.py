@@ -186,6 +186,19 @@ def test_a_gallery_without_a_patient_and_then_with_him_again_is_the_gallery(run,
     same_rows(folder, hospital)  # a case that is there already is replaced, not doubled
 
 
+def test_only_the_slices_that_are_added_are_embedded(run, hospital, testing, tiny, tmp_path, monkeypatch):
+    seen = []
+    embed = runs.Opened.embed
+    monkeypatch.setattr(runs.Opened, "embed", lambda self, images: seen.append(len(images)) or embed(self, images))
+    folder = tmp_path / "g"
+    galleries.make(run, folder, tiny.build, base=hospital, remove=("patient102",))
+    assert seen == []
+    added = len(store.read(hospital)[0]) - len(store.read(folder)[0])
+    galleries.make(run, None, tiny.build, base=folder, add=testing / "patient102")
+    assert seen == [added] and added > 0
+    same_rows(folder, hospital)
+
+
 def test_changes_go_to_output_where_it_is_given(run, hospital, tiny, tmp_path):
     before = (hospital / store.ARRAYS).read_bytes()
     galleries.make(run, tmp_path / "g", tiny.build, base=hospital, remove=("patient101",))
