@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import resource
 import statistics
@@ -30,8 +32,13 @@ class Timing(NamedTuple):
 def timed(call: Callable[[], Any], seconds: float, repeats: tuple[int, int]) -> Timing:
     """Calls once to warm up, then until `seconds` have gone by, at least and at most `repeats` times.
 
-    `call` returns when its result is there.
+    `call` returns when its result is there. What a measurement before has freed goes back to the system first, so that
+    the peak memory is this one's.
     """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
     call()
     times: list[float] = []
     least, most = repeats

@@ -1,6 +1,8 @@
 """The parts of jras_jax, measured one by one. Each function yields rows: what it is called, its time, its work.
 
-Every array that a call needs is on the device before the clock starts; compilation is not in the figures. The work
+Every array that a call needs is on the device before the clock starts; compilation is not in the figures: programs come
+from the compilation cache, which a process before this one has filled, so that the compiler's memory does not count as
+the program's. The work
 (`gflop`, `gbyte`) is XLA's own count for the compiled program: operations, and bytes read and written by all of its
 fused operations, so an upper bound of what must move.
 """
@@ -32,7 +34,14 @@ DIM = 128
 
 
 def measured(name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, **more: Any) -> Row:
-    """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory."""
+    """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory.
+
+    Without repeats nothing is timed, and a program that is compiled already is not run: the compilation cache fills.
+    """
+    if not sizes.repeats[1]:
+        if compiled is None:
+            jax.block_until_ready(call())
+        return {"row": name}
     timing = measure.timed(lambda: jax.block_until_ready(call()), sizes.seconds, sizes.repeats)
     row: Row = {"row": name, "ms": timing.median, "fastest": timing.fastest, "slowest": timing.slowest}
     row["repeats"] = timing.repeats
@@ -212,7 +221,7 @@ def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
 
     def scaled(title: str, call: Callable[[], Any]) -> Row:
         row = measured(f"{title}, {RETRIEVER_TITLES[name]}", sizes.briefly, call, note=note)
-        return row | {key: row[key] * scale for key in ("ms", "fastest", "slowest")}
+        return row | {key: row[key] * scale for key in ("ms", "fastest", "slowest") if key in row}
 
     yield scaled("refresh, whole forward", lambda: refresher.embeddings(variables))
     if config.retriever.trained_blocks >= 0:

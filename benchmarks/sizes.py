@@ -46,7 +46,7 @@ class Sizes:
     @property
     def briefly(self) -> Sizes:
         """Fewer repeats, for parts that take many seconds a call."""
-        return dataclasses.replace(self, repeats=(2, 3))
+        return dataclasses.replace(self, repeats=min(self.repeats, (2, 3)))
 
 
 FULL = Sizes(
@@ -60,8 +60,8 @@ FULL = Sizes(
     refreshed={"tiny": 256, "vitb14": 32},
     backbones=BACKBONES,
     retrievers=RETRIEVERS,
-    seconds=6.0,
-    repeats=(3, 15),
+    seconds=4.0,
+    repeats=(3, 10),
     devices=(1, 2, 4, 8),
     scaling_gallery=1900,
     compiled=("joint:segformer-b0+tiny", "joint:unet+tiny"),

@@ -1,11 +1,12 @@
 """One part on one side: `python -m benchmarks.worker SIDE SIZES PART` writes its rows as JSON, a line each.
 
-SIDE is 'ours', 'torch' or 'torch-compile'. A process of its own, so that neither framework's threads, memory or caches
-stand in the other's way, and so that the peak memory belongs to the part.
+SIDE is 'ours', 'ours-fill' (compiles and measures nothing), 'torch' or 'torch-compile'. A process of its own, so that
+neither framework's threads, memory or caches stand in the other's way, and so that the peak memory belongs to the part.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -17,8 +18,10 @@ MARK = "@row "
 def main(side: str, size: str, part: str) -> None:
     """Writes the rows to standard output, each behind `MARK`."""
     sizes = BY_NAME[size]
-    if side == "ours":
+    if side in ("ours", "ours-fill"):
         from benchmarks import ours
+
+        sizes = dataclasses.replace(sizes, repeats=(0, 0)) if side == "ours-fill" else sizes
 
         found = ours.rows(part, sizes)
     else:
