@@ -11,6 +11,7 @@ and transformers (requirements-parity.txt) ours is measured alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +37,6 @@ from jras_jax.training import provenance
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SEEN = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 TIMEOUT_S = 900.0
-CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,22 +134,27 @@ def worker(side: str, sizes: Sizes, part: str, **environment: str) -> list[dict[
     return [json.loads(line.removeprefix(MARK)) for line in done.stdout.splitlines() if line.startswith(MARK)]
 
 
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[dict[str, str]]:
+    """The environment of processes that share a compilation cache, empty at first, of every program they compile."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
 def _ours(sizes: Sizes, part: str) -> list[dict[str, Any]]:
     """Our rows of a part, from compiled programs that a process before has left in the compilation cache."""
-    with tempfile.TemporaryDirectory() as cache:
-        settings = CACHE | {"JAX_COMPILATION_CACHE_DIR": cache}
-        worker("ours-fill", sizes, part, **settings)
-        return worker("ours", sizes, part, **settings)
+    with _empty_cache() as cache:
+        worker("ours-fill", sizes, part, **cache)
+        return worker("ours", sizes, part, **cache)
 
 
 def _startup(sizes: Sizes) -> tuple[float, float]:
     """Seconds of a whole process that does one step, with an empty and with a filled compilation cache."""
     seconds = []
-    with tempfile.TemporaryDirectory() as cache:
-        settings = CACHE | {"JAX_COMPILATION_CACHE_DIR": cache}
+    with _empty_cache() as cache:
         for _ in range(2):
             start = time.monotonic()
-            worker("ours", sizes, "startup", **settings)
+            worker("ours", sizes, "startup", **cache)
             seconds.append(time.monotonic() - start)
     return seconds[0], seconds[1]
 

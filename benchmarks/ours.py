@@ -2,9 +2,8 @@
 
 Every array that a call needs is on the device before the clock starts; compilation is not in the figures: programs come
 from the compilation cache, which a process before this one has filled, so that the compiler's memory does not count as
-the program's. The work
-(`gflop`, `gbyte`) is XLA's own count for the compiled program: operations, and bytes read and written by all of its
-fused operations, so an upper bound of what must move.
+the program's. The work (`gflop`, `gbyte`) is XLA's own count for the compiled program: operations, and bytes read and
+written by all of its fused operations, so an upper bound of what must move.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ DIM = 128
 def measured(name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, **more: Any) -> Row:
     """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory.
 
-    Without repeats nothing is timed, and a program that is compiled already is not run: the compilation cache fills.
+    With `sizes.filling` nothing is timed, and a program that is compiled already is not run.
     """
-    if not sizes.repeats[1]:
+    if sizes.filling:
         if compiled is None:
             jax.block_until_ready(call())
         return {"row": name}

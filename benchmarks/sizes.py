@@ -24,6 +24,7 @@ class Sizes:
       backbones, retrievers: those that are measured.
       compiled: parts that PyTorch also runs through torch.compile.
       seconds: wall time that the repeats of one figure may take; repeats: at least and at most so many.
+      filling: nothing is measured, the compilation cache is filled.
       devices: numbers of simulated devices of the weak scaling. scaling_gallery: gallery rows a device there.
     """
 
@@ -42,11 +43,12 @@ class Sizes:
     devices: tuple[int, ...]
     scaling_gallery: int
     compiled: tuple[str, ...] = ()
+    filling: bool = False
 
     @property
     def briefly(self) -> Sizes:
         """Fewer repeats, for parts that take many seconds a call."""
-        return dataclasses.replace(self, repeats=min(self.repeats, (2, 3)))
+        return dataclasses.replace(self, repeats=(2, 3))
 
 
 FULL = Sizes(

@@ -21,9 +21,7 @@ def main(side: str, size: str, part: str) -> None:
     if side in ("ours", "ours-fill"):
         from benchmarks import ours
 
-        sizes = dataclasses.replace(sizes, repeats=(0, 0)) if side == "ours-fill" else sizes
-
-        found = ours.rows(part, sizes)
+        found = ours.rows(part, dataclasses.replace(sizes, filling=side == "ours-fill"))
     else:
         from benchmarks import theirs
 
