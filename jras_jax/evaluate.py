@@ -74,7 +74,8 @@ def evaluate(
     bar = progress(f"evaluating {config.eval.split}", quiet)
     masks: list[export.Prediction] = []
     for volume, found in evaluator.predictions(segmenter, volumes, table, config.eval.postprocess, bar):
-        masks.append((volume, found.labels))
+        if submission is not None:
+            masks.append((volume, found.labels))
         kept.add(volume, found, scores.add(volume, found))
         if retrieved is not None:
             retrieved.add(volume, found)

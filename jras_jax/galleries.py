@@ -61,10 +61,10 @@ def make(
     target = pathlib.Path(output or base or "")
     _check_run(run, target)
     values = pairs.parse_labels(labels) if labels else pairs.convention_labels(run.config.dataset.convention)
-    known = None
+    known: dict[bytes, np.ndarray] = {}  # embeddings of the slices that a change of a gallery leaves alone
     if base is not None:
         table, embeddings = store.read(base, run.fingerprint)
-        known = table.images, embeddings
+        known = {image.tobytes(): e for image, e in zip(table.images, embeddings, strict=True)}
     elif split is not None:
         table = table_of(run, dataset.prepare(run.config, build, run.splits()).part(split))
     else:
@@ -74,8 +74,17 @@ def make(
         table = store.without(table, remove)
     if add:
         table = store.joined(table, table_of(run, pairs.read_pairs(add, values)))
-    run.gallery_of(table, target, known)
+    run.gallery_of(table, target, _embedded(run, table.images, known))
     return target, table
+
+
+def _embedded(run: runs.Opened, images: np.ndarray, known: dict[bytes, np.ndarray]) -> np.ndarray:
+    """Embeddings (N, dim) of slices (N, S, S) uint8; only those that are not `known`, pixel for pixel, are made."""
+    keys = [image.tobytes() for image in images]
+    new = [row for row, key in enumerate(keys) if key not in known]
+    if new:
+        known = known | dict(zip((keys[row] for row in new), run.embed(images[new]), strict=True))
+    return np.stack([known[key] for key in keys])
 
 
 def _check_run(run: runs.Opened, target: pathlib.Path) -> None:

@@ -67,19 +67,13 @@ class Opened:
         self,
         table: SliceTable,
         folder: pathlib.Path | None = None,
-        known: tuple[np.ndarray, np.ndarray] | None = None,
+        embeddings: np.ndarray | None = None,
     ) -> galleries.Gallery:
-        """The gallery of a slice table, embedded by this run's retriever; kept in `folder` where one is given.
+        """The gallery of a slice table; kept in `folder` where one is given.
 
-        `known`, images (n, S, S) and embeddings (n, dim) by this very retriever: such slices are not embedded again.
+        `embeddings` (N, dim) of the slices by this very retriever; None: they are made here.
         """
-        before = {} if known is None else {image.tobytes(): e for image, e in zip(*known, strict=True)}
-        new = np.array([image.tobytes() not in before for image in table.images])
-        embeddings = np.empty((len(table), self.config.retriever.dim), np.float32)
-        if new.any():
-            embeddings[new] = self.embed(table.images[new])
-        for row in np.flatnonzero(~new):
-            embeddings[row] = before[table.images[row].tobytes()]
+        embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: shards that lie on several are gathered
         if folder is not None and jax.process_index() == 0:
             store.save(folder, table, embeddings, fingerprint)

@@ -63,10 +63,13 @@ def test_large_kernels_are_shared_by_the_model_axis_and_nothing_else():
     assert all(s.spec == P() for s in jax.tree.leaves(whole))
 
 
-def test_a_single_host_needs_no_agreement():
+def test_a_single_host_needs_no_agreement(monkeypatch):
+    asked = []
+    monkeypatch.setattr(mesh, "_store", lambda: asked.append(True))
     assert mesh.any_host(True) is True and mesh.any_host(False) is False
     with mesh.first_host_first():
-        pass
+        asked.append("entered")
+    assert asked == ["entered"]
 
 
 def test_incomplete_host_flags_are_refused():
