@@ -32,8 +32,18 @@ CHANNELS = 7  # query 3, guide image 3, guide mask 1, as in the reference
 DIM = 128
 
 
-def measured(name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, **more: Any) -> Row:
+def jitted(call: Callable[..., Any]) -> Any:
+    """`jax.jit` with the options that our own programs are compiled with."""
+    return jax.jit(call, compiler_options=mesh.compiler_options(mesh.make_mesh(1, 1)))
+
+
+def measured(
+    name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, work: Any = None, **more: Any
+) -> Row:
     """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory.
+
+    Operations are those of `work` (XLA's count for a program with direct convolutions) where it is given: in a compiled
+    program XLA counts the body of a loop once, however often it runs.
 
     With `sizes.filling` nothing is timed, and a program that is compiled already is not run.
     """
@@ -45,7 +55,8 @@ def measured(name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = N
     row: Row = {"row": name, "ms": timing.median, "fastest": timing.fastest, "slowest": timing.slowest}
     row["repeats"] = timing.repeats
     cost = {} if compiled is None else compiled.cost_analysis() or {}
-    row["gflop"] = cost["flops"] / 1e9 if "flops" in cost else None
+    operations = (work or cost).get("flops")
+    row["gflop"] = None if operations is None else operations / 1e9
     row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
     row["peak_gb"] = measure.peak_memory_gb()
     return row | more
@@ -74,11 +85,13 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
         logits, new = model.apply({"params": params, **extra}, x, True, rngs=keys, mutable=list(extra))
         return losses.segmentation_loss(logits, labels)[0], new
 
-    forward = jax.jit(model.apply).lower(variables, x).compile()
+    forward = jitted(model.apply).lower(variables, x).compile()
     yield measured(f"{TITLES[name]} forward", sizes, lambda: forward(variables, x), forward)
     params = variables["params"]
-    both = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).compile()
-    yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both)
+    both = jitted(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).compile()
+    with scaling.direct_convolutions():
+        work = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).cost_analysis()
+    yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both, work)
 
 
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
@@ -87,7 +100,7 @@ def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     model = encoder.Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    forward = jax.jit(model.apply).lower(variables, images).compile()
+    forward = jitted(model.apply).lower(variables, images).compile()
     yield measured(f"{RETRIEVER_TITLES[name]} forward", sizes, lambda: forward(variables, images), forward)
 
 
@@ -139,9 +152,9 @@ def guide(sizes: Sizes) -> Iterator[Row]:
         return jnp.square(mixed(embeddings, gallery)).mean()
 
     e = gallery.embeddings[: sizes.batch]
-    forward = jax.jit(mixed).lower(e, gallery).compile()
+    forward = jitted(mixed).lower(e, gallery).compile()
     yield measured("search + guide forward", sizes, lambda: forward(e, gallery), forward)
-    both = jax.jit(jax.value_and_grad(total)).lower(e, gallery).compile()
+    both = jitted(jax.value_and_grad(total)).lower(e, gallery).compile()
     yield measured("search + guide forward + backward", sizes, lambda: both(e, gallery), both)
 
 
@@ -185,8 +198,13 @@ class JointStep:
         batch = {"image": table.images[rows], "mask": table.masks[rows], "patient": table.patient[rows], "row": rows}
         self.batch = mesh.put_rows(device_mesh, batch)
         self.cache = self._cache(len(table), sizes, device_mesh) if self.config.retriever.trained_blocks >= 0 else None
-        jitted = step.compile_step(step.Step(self.model, tx, self.config, device_mesh), shardings, device_mesh)
-        self.compiled = jitted.lower(self.state, self.batch, self.gallery, self.cache, False).compile()
+        arguments = (self.state, self.batch, self.gallery, self.cache, False)
+        compiled = lambda: step.compile_step(  # noqa: E731
+            step.Step(self.model, tx, self.config, device_mesh), shardings, device_mesh
+        ).lower(*arguments)
+        self.compiled = compiled().compile()
+        with scaling.direct_convolutions():
+            self.work = compiled().cost_analysis()
 
     def _cache(self, n: int, sizes: Sizes, device_mesh: Any) -> jax.Array:
         """An array of the states' shape: what is in it changes no time, and making it would count as peak memory."""
@@ -205,7 +223,7 @@ def joint_step(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     """The whole step: retriever, search, guide, backbone, loss, backward, Adam."""
     made = JointStep(name, retriever_name, sizes, random_table(sizes), mesh.make_mesh(1, 1))
     title = f"joint step, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
-    yield measured(title, sizes, made.run, made.compiled)
+    yield measured(title, sizes, made.run, made.compiled, made.work)
 
 
 def refresh(name: str, sizes: Sizes) -> Iterator[Row]:

@@ -1,11 +1,10 @@
-"""Shared layers: interpolation, convolutions and attention equal to torch's; LoRA, stochastic depth, norms."""
+"""Shared layers: interpolation, upsampling and attention equal to torch's; LoRA, stochastic depth, norms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jras_jax import mesh
 from jras_jax.models import layers
 from tests import reference_parity as parity
 
@@ -35,9 +34,10 @@ SIZES = [((5, 7), (5, 7)), ((5, 7), (10, 14)), ((5, 7), (3, 4)), ((4, 9), (9, 4)
 @pytest.mark.parametrize(("old", "new"), SIZES)
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_resize_equals_torch(old, new, method, align_corners):
+@pytest.mark.parametrize("channels", [3, layers.WIDE])  # the two ways to multiply
+def test_resize_equals_torch(old, new, method, align_corners, channels):
     torch = torch_module()
-    x = images(2, *old, 3)
+    x = images(2, *old, channels)
     expected = torch.nn.functional.interpolate(
         parity.channels_first(torch, x), new, mode=method, align_corners=align_corners
     )
@@ -99,72 +99,6 @@ def test_upsample_equals_conv_transpose(use_bias):
     parity.assert_close(y, parity.channels_last(reference(parity.channels_first(torch, x))), 1e-5)
 
 
-def test_depthwise_convolution_equals_the_grouped_one():
-    torch = torch_module()
-    x = images(2, 4, 7, 5)
-    module = layers.DepthwiseConv3x3()
-    variables, y = apply(module, x)
-    weight = torch.from_numpy(variables["params"]["kernel"].transpose(2, 0, 1)[:, None].copy()).requires_grad_()
-    bias = torch.from_numpy(variables["params"]["bias"])
-    expected = torch.nn.functional.conv2d(parity.channels_first(torch, x), weight, bias, padding=1, groups=5)
-    parity.assert_close(y, parity.channels_last(expected), 1e-5)
-    expected.square().sum().backward()
-    gradient = jax.jit(jax.grad(lambda v: jnp.square(module.apply(v, x)).sum()))(variables)["params"]["kernel"]
-    parity.assert_close(gradient.transpose(2, 0, 1)[:, None], weight.grad, 1e-3)
-
-
-def test_depthwise_convolution_equals_jax_grouped_convolution():
-    x = images(1, 3, 3, 4)
-    variables, y = apply(layers.DepthwiseConv3x3(), x)
-    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
-    numbers = ("NHWC", "HWIO", "NHWC")
-    expected = jax.lax.conv_general_dilated(
-        x, kernel[:, :, None], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
-    )
-    np.testing.assert_allclose(y, expected + bias, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("size", "stride"), [((64, 64), 1), ((66, 70), 1), ((129, 130), 2), ((6, 5), 1), ((7, 8), 2)])
-def test_3x3_convolution_and_its_gradients_equal_jax_convolution(size, stride, dtype):
-    assert (-(-size[0] // stride) * -(-size[1] // stride) >= layers.BANDED) == (size[0] >= 64)
-    x = jnp.asarray(images(2, *size, 3), dtype)
-    module = layers.Conv3x3(5, stride, dtype)
-    variables, y = apply(module, x)
-    kernel = variables["params"]["kernel"]
-    weights = jnp.asarray(images(*y.shape))  # a cotangent without symmetry
-
-    def plain(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel.astype(dtype), (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
-        )
-
-    ours = lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x)  # noqa: E731
-    np.testing.assert_array_equal(y, plain(x, kernel))
-    got, expected = (
-        jax.jit(jax.grad(lambda x, k, f=f: (f(x, k) * weights).sum(), (0, 1)))(x, kernel) for f in (ours, plain)
-    )
-    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-    for a, b in zip(got, expected, strict=True):
-        assert a.dtype == b.dtype
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
-
-
-def test_3x3_convolution_sums_its_kernel_gradient_over_a_batch_split_over_devices():
-    rows = mesh.by_rows(mesh.make_mesh(4, 1))
-    x = images(4, 64, 64, 3)
-    module = layers.Conv3x3(5)
-    variables, _ = apply(module, x)
-    gradient = jax.jit(jax.grad(lambda v, x: jnp.square(module.apply(v, x)).sum()))
-    one, four = gradient(variables, jnp.asarray(x)), gradient(variables, jax.device_put(x, rows))
-    one, four = (np.asarray(g["params"]["kernel"]) for g in (one, four))
-    np.testing.assert_allclose(four, one, atol=1e-4 * np.abs(one).max())
-    compiled = gradient.lower(variables, jax.device_put(x, rows)).compile().as_text()
-    assert compiled.count(" all-reduce(") == 1  # behind the loop over bands, not in it
-
-
 @pytest.mark.parametrize("size", [(8, 12), (11, 9)])
 def test_patch_embedding_is_a_strided_convolution_and_cuts_the_remainder(size):
     x = images(2, *size, 3)
@@ -174,7 +108,20 @@ def test_patch_embedding_is_a_strided_convolution_and_cuts_the_remainder(size):
     np.testing.assert_allclose(y, expected + bias, atol=1e-4)
 
 
-# Tokens.
+# Activations and tokens.
+
+
+def test_gelu_and_its_gradient_equal_torch():
+    torch = torch_module()
+    x = np.concatenate([np.linspace(-12.0, 12.0, 2001), [-40.0, 0.0, 40.0]]).astype(np.float32)
+    reference = torch.from_numpy(x).requires_grad_()
+    y = torch.nn.functional.gelu(reference)
+    y.sum().backward()
+    parity.assert_close(layers.gelu(jnp.asarray(x)), y.detach(), 2e-6)
+    gradient = jax.jit(jax.grad(lambda x: layers.gelu(x).sum()))
+    parity.assert_close(gradient(x), reference.grad, 2e-6)
+    half = jnp.asarray(x, jnp.bfloat16)
+    assert layers.gelu(half).dtype == gradient(half).dtype == jnp.bfloat16
 
 
 def test_linear_lora_starts_as_the_identity_and_its_gradient_does_not_vanish():

@@ -7,6 +7,7 @@ import pytest
 
 from jras_jax import models
 from jras_jax.errors import UserError
+from jras_jax.models import segformer
 from tests import reference_parity as parity
 
 SMALL = {"depths": (1, 2, 1, 1), "widths": (8, 12, 20, 24), "heads": (1, 2, 5, 4), "decoder_width": 16}
@@ -55,6 +56,23 @@ def test_training_moves_the_batch_statistics_and_drops_at_random():
     assert np.abs(a - b).max() > 1e-4
     before, after = variables["batch_stats"]["decoder"]["norm"]["mean"], stats["batch_stats"]["decoder"]["norm"]["mean"]
     assert np.abs(before - after).max() > 1e-6
+
+
+def test_the_decoder_drops_whole_channels():
+    """As in the authors' code: the logits of a constant image stay constant, whichever channels are dropped."""
+    decoder = segformer.Decoder(3, 16, dropout=0.5)
+    levels = jnp.array([1.0, -1.0])[:, None, None, None]  # an image each, or the batch norm would leave nothing
+    features = [levels * jnp.ones((2, n, n, 4)) for n in (8, 4, 2, 1)]
+    variables = decoder.init(jax.random.key(0), features)
+    logits = [
+        decoder.apply(variables, features, True, rngs={"dropout": jax.random.key(i)}, mutable=["batch_stats"])[0]
+        for i in range(2)
+    ]
+    evaluated = decoder.apply(variables, features)
+    np.testing.assert_allclose(evaluated, np.broadcast_to(evaluated[:, :1, :1], evaluated.shape), atol=1e-6)
+    for one in logits:  # one mask an image: every pixel of it sees the same channels
+        np.testing.assert_allclose(one, np.broadcast_to(one[:, :1, :1], one.shape), atol=1e-6)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
 def test_too_small_an_image_is_an_error():

@@ -7,7 +7,7 @@ are float32; `dtype` is the type of the computation; the statistics of every nor
 from __future__ import annotations
 
 import functools
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Method = Literal["bilinear", "bicubic"]
-HE_LEAKY = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
 TRUNCATED = nn.initializers.truncated_normal(0.02)
+WIDE = 32  # channels from which `resize` works slab by slab
 
 
 @functools.lru_cache(maxsize=256)
@@ -53,12 +53,22 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
 
 
 def resize(x: jax.Array, size: tuple[int, int], method: Method = "bilinear", align_corners: bool = False) -> jax.Array:
-    """Resizes (B, H, W, C) to (B, *size, C) as `torch.nn.functional.interpolate` does; two matrix products."""
+    """Resizes (B, H, W, C) to (B, *size, C) as `torch.nn.functional.interpolate` does; two matrix products.
+
+    With many channels each is one product an image (rows) or a row (columns), which needs no transposed copy: up to
+    twice as fast on CPU. With few channels those products would be too narrow.
+    """
+    precise = jax.lax.Precision.HIGHEST
     for axis, new in zip((1, 2), size, strict=True):
-        if x.shape[axis] != new or align_corners:
-            matrix = jnp.asarray(resize_matrix(x.shape[axis], new, method, align_corners), x.dtype)
-            equation = "bhwc,oh->bowc" if axis == 1 else "bhwc,ow->bhoc"
-            x = jnp.einsum(equation, x, matrix, precision=jax.lax.Precision.HIGHEST)
+        if x.shape[axis] == new and not align_corners:
+            continue
+        matrix = jnp.asarray(resize_matrix(x.shape[axis], new, method, align_corners), x.dtype)
+        if x.shape[-1] < WIDE:
+            x = jnp.einsum("bhwc,oh->bowc" if axis == 1 else "bhwc,ow->bhoc", x, matrix, precision=precise)
+            continue
+        slabs = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+        matrices = jnp.broadcast_to(matrix, (len(slabs), *matrix.shape))
+        x = jnp.matmul(matrices, slabs, precision=precise).reshape(*x.shape[:axis], new, *x.shape[axis + 1 :])
     return x
 
 
@@ -71,6 +81,28 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
 def resize_positions(positions: jax.Array, grid: tuple[int, int], method: Method = "bicubic") -> jax.Array:
     """Position embeddings (1, G, G, D) brought to (1, *grid, D) in float32; unchanged on their own grid."""
     return resize(positions.astype(jnp.float32), grid, method)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's function at x (arXiv 1606.08415), by erf as PyTorch has it; of any shape.
+
+    `jax.nn.gelu` takes erfc, with its two branches, and keeps three arrays for the backward pass; here it is `x` alone.
+    """
+    return (x * _normal_cdf(x)).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5))
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (1.0 / math.sqrt(2.0 * math.pi))
+    return ((gradient * (_normal_cdf(x) + wide * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -192,164 +224,6 @@ class PatchEmbedding(nn.Module):
         x = x.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch, rows, columns, p * p * channels)
         return matmul(x, kernel.reshape(-1, self.width).astype(self.dtype)) + bias.astype(self.dtype)
-
-
-@jax.custom_vjp
-def depthwise3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Nine shifted multiply-adds: a 3x3 depthwise convolution with padding 1. (B, H, W, C), (3, 3, C) -> (B, H, W, C).
-
-    On CPU the grouped convolution's backward is 14 to 34 times slower than this sum, and the kernel's gradient by
-    automatic differentiation is 2 to 9 times slower than the loop below.
-    """
-    return _nine_shifts(x, kernel)
-
-
-def _nine_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    _, height, width, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifts = [(i, j) for i in range(3) for j in range(3)]
-    return functools.reduce(
-        jnp.add, (padded[:, i : i + height, j : j + width] * kernel[i, j].astype(x.dtype) for i, j in shifts)
-    )
-
-
-def _depthwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Sums over B, H, W of the nine shifted products, (3, 3, C) float32, for whoever fuses reductions well."""
-    _, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    sums = [jnp.sum((shift * gradient).astype(jnp.float32), (0, 1, 2)) for shift in shifts]
-    return jnp.stack(sums).reshape(3, 3, channels)
-
-
-def _depthwise_kernel_gradient_by_rows(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The same, row by row into sums of shape (B, 1, W, C).
-
-    XLA's CPU backend would walk each of nine reductions column by column, and compute what produced `gradient` anew in
-    each; the loop's body runs along memory, and its operands are computed once.
-    """
-    batch, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def add(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-        g = jax.lax.dynamic_slice_in_dim(gradient, row, 1, 1)
-        rows = jax.lax.dynamic_slice_in_dim(padded, row, 3, 1)
-        shifts = (rows[:, i : i + 1, j : j + width] for i in range(3) for j in range(3))
-        return [total + (shift * g).astype(jnp.float32) for total, shift in zip(sums, shifts, strict=True)]
-
-    zeros = [jnp.zeros((batch, 1, width, channels), jnp.float32)] * 9
-    sums = jax.lax.fori_loop(0, height, add, zeros)
-    return jnp.stack([total.sum((0, 1, 2)) for total in sums]).reshape(3, 3, channels)
-
-
-def _depthwise3x3_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    of_kernel = jax.lax.platform_dependent(
-        x, gradient, cpu=_depthwise_kernel_gradient_by_rows, default=_depthwise_kernel_gradient
-    )
-    return _nine_shifts(gradient, kernel[::-1, ::-1]), of_kernel.astype(kernel.dtype)
-
-
-depthwise3x3.defvjp(lambda x, kernel: (_nine_shifts(x, kernel), (x, kernel)), _depthwise3x3_backward)
-
-
-class DepthwiseConv3x3(nn.Module):
-    """`depthwise3x3` and a bias. Parameters: kernel (3, 3, C), bias (C,)."""
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
-        kernel = self.param("kernel", init, (3, 3, x.shape[-1]), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return depthwise3x3(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
-
-
-BAND = 1024  # output pixels an image of one band: its patches stay in the caches
-BANDED = 4096  # output pixels an image from which the bands below are faster than XLA's own (measured on two cores)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """3x3 convolution with padding 1: (B, H, W, C), (3, 3, C, F) -> (B, ceil(H / stride), ceil(W / stride), F).
-
-    On CPU the kernel's gradient of a large map is summed over bands of rows, see `_kernel_gradient_by_bands`: 1.2 to
-    3 times faster than XLA's, and without its two transposed copies of the maps.
-    """
-    return _plain_conv3x3(x, kernel, stride)
-
-
-def _plain_conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
-    )
-
-
-def _kernel_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
-    kernel = jnp.zeros((3, 3, x.shape[-1], gradient.shape[-1]), x.dtype)
-    return jax.vjp(lambda k: _plain_conv3x3(x, k, stride), kernel)[1](gradient)[0].astype(jnp.float32)
-
-
-def _kernel_gradient_by_bands(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
-    """One matrix product a band of rows, of the gradient (pixels, F) and the patches (pixels, 9 C).
-
-    The few channels stand on the product's narrow side and the nine shifts on its wide one, which is what makes it
-    fast; the batch stays an axis of its own, so that a batch split over devices is summed once, behind the loop.
-    """
-    batch, height, width, features = gradient.shape
-    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= BAND))
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    tall, wide = (rows - 1) * stride + 1, (width - 1) * stride + 1
-
-    def add(band: jax.Array, total: jax.Array) -> jax.Array:
-        seen = jax.lax.dynamic_slice_in_dim(padded, band * rows * stride, tall + 2, 1)
-        shifts = [seen[:, i : i + tall : stride, j : j + wide : stride] for i in range(3) for j in range(3)]
-        patches = jnp.concatenate(shifts, -1).reshape(batch, rows * width, -1)
-        g = jax.lax.dynamic_slice_in_dim(gradient, band * rows, rows, 1).reshape(batch, rows * width, features)
-        return total + jnp.einsum("bpf,bpc->bfc", g, patches, preferred_element_type=jnp.float32)
-
-    start = jnp.zeros((batch, features, 9 * x.shape[-1]), jnp.float32)
-    total = jax.lax.fori_loop(0, height // rows, add, start).sum(0)
-    return total.reshape(features, 3, 3, -1).transpose(1, 2, 3, 0)
-
-
-def _conv3x3_backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    (of_x,) = jax.vjp(lambda x: _plain_conv3x3(x, kernel, stride), x)[1](gradient)
-    plain = functools.partial(_kernel_gradient, stride=stride)
-    banded = functools.partial(_kernel_gradient_by_bands, stride=stride)
-    if gradient.shape[1] * gradient.shape[2] < BANDED:
-        return of_x, plain(x, gradient).astype(kernel.dtype)
-    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=banded, default=plain)
-    return of_x, of_kernel.astype(kernel.dtype)
-
-
-conv3x3.defvjp(lambda x, kernel, stride: (_plain_conv3x3(x, kernel, stride), (x, kernel)), _conv3x3_backward)
-
-
-class Conv3x3(nn.Module):
-    """`conv3x3` without bias, of one or several maps as if their channels stood side by side.
-
-    Several are convolved one by one and summed, which saves the copy that joins them. Parameters: kernel (3, 3, C,
-    features), C channels in all.
-    """
-
-    features: int
-    stride: int = 1
-    dtype: Any = jnp.float32
-    kernel_init: Any = HE_LEAKY
-
-    @nn.compact
-    def __call__(self, *maps: jax.Array) -> jax.Array:
-        ends = np.cumsum([0, *(x.shape[-1] for x in maps)])
-        kernel = self.param("kernel", self.kernel_init, (3, 3, int(ends[-1]), self.features), jnp.float32)
-        parts = (kernel[:, :, a:b] for a, b in itertools.pairwise(ends))
-        convolved = (conv3x3(x.astype(self.dtype), part, self.stride) for x, part in zip(maps, parts, strict=True))
-        return functools.reduce(jnp.add, convolved)
 
 
 class Upsample2x(nn.Module):

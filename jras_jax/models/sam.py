@@ -32,6 +32,7 @@ from jras_jax.models.layers import (
     Linear,
     PatchEmbedding,
     Upsample2x,
+    gelu,
     pad_to_multiple,
     resize,
     resize_matrix,
@@ -240,8 +241,8 @@ class Decoder(nn.Module):
         tokens = tokens + last(tokens + start, image + positions, False, image)
         tokens = LayerNorm(1e-5, self.dtype, name="norm")(tokens)
         x = Upsample2x(channels // 4, dtype=self.dtype, name="up1")(image.reshape(batch, height, width, channels))
-        x = nn.gelu(LayerNorm(dtype=self.dtype, name="up_norm")(x), approximate=False)
-        x = nn.gelu(Upsample2x(channels // 8, dtype=self.dtype, name="up2")(x), approximate=False)
+        x = gelu(LayerNorm(dtype=self.dtype, name="up_norm")(x))
+        x = gelu(Upsample2x(channels // 8, dtype=self.dtype, name="up2")(x))
         kernels = [
             Hypernetwork(channels, channels // 8, name=f"hyper_{i}")(tokens[:, 1 + i]) for i in range(self.num_classes)
         ]

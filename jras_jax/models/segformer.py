@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from jras_jax.errors import UserError
+from jras_jax.models.convolution import DepthwiseConv3x3
 from jras_jax.models.layers import (
     Attention,
-    DepthwiseConv3x3,
     DropPath,
     LayerNorm,
     Linear,
     PatchEmbedding,
+    gelu,
     matmul,
     resize,
 )
@@ -51,7 +52,7 @@ class MixMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = Linear(self.hidden, dtype=self.dtype, name="fc1")(x)
-        y = nn.gelu(DepthwiseConv3x3(self.dtype, name="depthwise")(y), approximate=False)
+        y = gelu(DepthwiseConv3x3(self.dtype, name="depthwise")(y))
         return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
@@ -149,7 +150,8 @@ class Decoder(nn.Module):
             y = resize(matmul(x.astype(self.dtype), kernel) + bias, size)
             total = y if total is None else total + y
         x = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(total)
-        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        # Whole channels, as in the authors' code (github.com/NVlabs/SegFormer); transformers drops single values.
+        x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(nn.relu(x))
         return Linear(self.num_classes, name="classifier")(x.astype(jnp.float32))
 
 
@@ -160,7 +162,8 @@ class SegFormer(nn.Module):
       num_classes: C of the logits.
       depths, widths, heads, reductions: of the four stages, at strides 4, 8, 16, 32.
       decoder_width: channels of the decoder. mlp_ratio: hidden channels of the feed-forward nets over their width.
-      drop_path: rate of stochastic depth at the last block, growing linearly from 0. dropout: before the classifier.
+      drop_path: rate of stochastic depth at the last block, growing linearly from 0. dropout: of channels before the
+        classifier.
       remat: recompute the blocks in the backward pass.
       dtype: of the computation; parameters and logits stay float32.
     Collections: params, batch_stats (of the decoder's batch norm).

@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jras_jax.models.layers import Conv3x3, Upsample2x, pad_to_multiple
+from jras_jax.models.convolution import Conv3x3
+from jras_jax.models.layers import Upsample2x, pad_to_multiple
 
 MAX_CHANNELS = 512
 
