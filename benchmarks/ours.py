@@ -32,11 +32,6 @@ CHANNELS = 7  # query 3, guide image 3, guide mask 1, as in the reference
 DIM = 128
 
 
-def jitted(call: Callable[..., Any]) -> Any:
-    """`jax.jit` with the options that our own programs are compiled with."""
-    return jax.jit(call, compiler_options=mesh.compiler_options(mesh.make_mesh(1, 1)))
-
-
 def measured(
     name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, work: Any = None, **more: Any
 ) -> Row:
@@ -85,10 +80,10 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
         logits, new = model.apply({"params": params, **extra}, x, True, rngs=keys, mutable=list(extra))
         return losses.segmentation_loss(logits, labels)[0], new
 
-    forward = jitted(model.apply).lower(variables, x).compile()
+    forward = jax.jit(model.apply).lower(variables, x).compile()
     yield measured(f"{TITLES[name]} forward", sizes, lambda: forward(variables, x), forward)
     params = variables["params"]
-    both = jitted(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).compile()
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).compile()
     with scaling.direct_convolutions():
         work = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).cost_analysis()
     yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both, work)
@@ -100,7 +95,7 @@ def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     model = encoder.Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    forward = jitted(model.apply).lower(variables, images).compile()
+    forward = jax.jit(model.apply).lower(variables, images).compile()
     yield measured(f"{RETRIEVER_TITLES[name]} forward", sizes, lambda: forward(variables, images), forward)
 
 
@@ -152,9 +147,9 @@ def guide(sizes: Sizes) -> Iterator[Row]:
         return jnp.square(mixed(embeddings, gallery)).mean()
 
     e = gallery.embeddings[: sizes.batch]
-    forward = jitted(mixed).lower(e, gallery).compile()
+    forward = jax.jit(mixed).lower(e, gallery).compile()
     yield measured("search + guide forward", sizes, lambda: forward(e, gallery), forward)
-    both = jitted(jax.value_and_grad(total)).lower(e, gallery).compile()
+    both = jax.jit(jax.value_and_grad(total)).lower(e, gallery).compile()
     yield measured("search + guide forward + backward", sizes, lambda: both(e, gallery), both)
 
 

@@ -94,8 +94,7 @@ class Segmenter:
         self._oracle = selection is not None and selection.strategy == "oracle"
         angles = self.ROTATIONS if tta else ()
         forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
-        options = mesh.compiler_options(device_mesh)
-        self._forward = jax.jit(forward, out_shardings=mesh.replicated(device_mesh), compiler_options=options)
+        self._forward = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
     def slices(
         self,

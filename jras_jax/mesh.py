@@ -164,16 +164,6 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
-    """XLA's options for the large programs of this mesh, as `jax.jit` takes them.
-
-    On CPU, XLA's default order of operations favours those that could run side by side and holds up to twice the
-    memory for it; two cores gain no time from it (benchmarks/RESULTS.md).
-    """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds all of it."""
     return NamedSharding(mesh, P())

@@ -202,7 +202,6 @@ def compile_step(setup: Step, shardings: TrainState, device_mesh: Mesh) -> Any:
         static_argnums=4,
         donate_argnums=0,
         out_shardings=(shardings, mesh.replicated(device_mesh)),
-        compiler_options=mesh.compiler_options(device_mesh),
     )
 
 
@@ -238,11 +237,10 @@ class Refresher:
             part = jax.lax.dynamic_slice_in_dim(cache, start, self.batch_size)
             return apply(v, jax.lax.with_sharding_constraint(part, rows), method="embed")
 
-        compiled = functools.partial(jax.jit, compiler_options=mesh.compiler_options(device_mesh))
-        self._states = compiled(states, out_shardings=rows)
+        self._states = jax.jit(states, out_shardings=rows)
         self._join = jax.jit(lambda parts: jnp.concatenate(parts), out_shardings=rows)
-        self._cached = compiled(cached, out_shardings=everywhere)
-        self._whole = compiled(lambda v, x: apply(v, scaled(x), method="embed_images"), out_shardings=everywhere)
+        self._cached = jax.jit(cached, out_shardings=everywhere)
+        self._whole = jax.jit(lambda v, x: apply(v, scaled(x), method="embed_images"), out_shardings=everywhere)
 
     def states(self, variables: joint.Variables) -> jax.Array:
         """The frozen states (at least N, T, D) bfloat16, split over the data axis by rows; padded at the end."""
