@@ -76,6 +76,13 @@ def test_candidates_that_are_all_alike_teach_nothing():
     assert np.isfinite(slope).all() and (slope[0] == 0).all() and (slope[1] != 0).any()
 
 
+def test_candidates_are_all_alike_although_their_mean_is_rounded_up():
+    judged = jnp.full((1, 3), 1.1)
+    assert (judged < judged.mean(-1, keepdims=True)).all()
+    loss, slope = jax.value_and_grad(lambda s: contrastive.candidate_loss(s, judged, temperature=0.1))(unit(1, 3))
+    assert loss == 0 and (slope == 0).all()
+
+
 def test_overlap_loss_is_a_divergence():
     overlap = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (3, 6)), jnp.float32)
     allowed = jnp.asarray(np.random.default_rng(1).random((3, 6)) > 0.3).at[:, :2].set(True)
