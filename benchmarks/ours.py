@@ -33,12 +33,17 @@ DIM = 128
 
 
 def measured(
-    name: str, sizes: Sizes, call: Callable[[], Any], compiled: Any = None, work: Any = None, **more: Any
+    name: str,
+    sizes: Sizes,
+    call: Callable[[], Any],
+    compiled: Any = None,
+    lower: Callable[[], Any] | None = None,
+    **more: Any,
 ) -> Row:
     """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory.
 
-    Operations are those of `work` (XLA's count for a program with direct convolutions) where it is given: in a compiled
-    program XLA counts the body of a loop once, however often it runs.
+    Where `lower` traces the program anew, operations are counted for direct convolutions: in a compiled program XLA
+    counts the body of a loop once, however often it runs.
 
     With `sizes.filling` nothing is timed, and a program that is compiled already is not run.
     """
@@ -49,11 +54,13 @@ def measured(
     timing = measure.timed(lambda: jax.block_until_ready(call()), sizes.seconds, sizes.repeats)
     row: Row = {"row": name, "ms": timing.median, "fastest": timing.fastest, "slowest": timing.slowest}
     row["repeats"] = timing.repeats
-    cost = {} if compiled is None else compiled.cost_analysis() or {}
-    operations = (work or cost).get("flops")
-    row["gflop"] = None if operations is None else operations / 1e9
-    row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
     row["peak_gb"] = measure.peak_memory_gb()
+    cost = {} if compiled is None else compiled.cost_analysis() or {}
+    row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
+    if lower is not None:
+        with scaling.direct_convolutions():
+            cost = lower().cost_analysis() or {}
+    row["gflop"] = cost["flops"] / 1e9 if "flops" in cost else None
     return row | more
 
 
@@ -83,10 +90,12 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
     forward = jax.jit(model.apply).lower(variables, x).compile()
     yield measured(f"{TITLES[name]} forward", sizes, lambda: forward(variables, x), forward)
     params = variables["params"]
-    both = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).compile()
-    with scaling.direct_convolutions():
-        work = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels).cost_analysis()
-    yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both, work)
+
+    def lower() -> Any:
+        return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels)
+
+    both = lower().compile()
+    yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both, lower)
 
 
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
@@ -193,13 +202,13 @@ class JointStep:
         batch = {"image": table.images[rows], "mask": table.masks[rows], "patient": table.patient[rows], "row": rows}
         self.batch = mesh.put_rows(device_mesh, batch)
         self.cache = self._cache(len(table), sizes, device_mesh) if self.config.retriever.trained_blocks >= 0 else None
-        arguments = (self.state, self.batch, self.gallery, self.cache, False)
-        compiled = lambda: step.compile_step(  # noqa: E731
-            step.Step(self.model, tx, self.config, device_mesh), shardings, device_mesh
-        ).lower(*arguments)
-        self.compiled = compiled().compile()
-        with scaling.direct_convolutions():
-            self.work = compiled().cost_analysis()
+        setup = step.Step(self.model, tx, self.config, device_mesh)
+        self._jitted = functools.partial(step.compile_step, setup, shardings, device_mesh)
+        self.compiled = self.lower().compile()
+
+    def lower(self) -> Any:
+        """The step traced anew."""
+        return self._jitted().lower(self.state, self.batch, self.gallery, self.cache, False)
 
     def _cache(self, n: int, sizes: Sizes, device_mesh: Any) -> jax.Array:
         """An array of the states' shape: what is in it changes no time, and making it would count as peak memory."""
@@ -218,7 +227,7 @@ def joint_step(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     """The whole step: retriever, search, guide, backbone, loss, backward, Adam."""
     made = JointStep(name, retriever_name, sizes, random_table(sizes), mesh.make_mesh(1, 1))
     title = f"joint step, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
-    yield measured(title, sizes, made.run, made.compiled, made.work)
+    yield measured(title, sizes, made.run, made.compiled, made.lower)
 
 
 def refresh(name: str, sizes: Sizes) -> Iterator[Row]:

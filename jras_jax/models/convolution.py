@@ -106,7 +106,8 @@ def _by_tiles(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Winograd's form: 16 matrix products over tiles of 2x2 outputs, 2.25 times fewer operations; even H and W.
 
     The filter of F(3, 2) is here the output's gradient, and its three outputs are the kernel's rows. Each of the
-    sixteen sums of shifted maps has a quarter of the pixels.
+    sixteen sums of shifted maps has a quarter of the pixels. Of a batch split over devices each product is summed by
+    itself: 16 all-reduces in place of one, on CPU only.
     """
     _, height, width, features = gradient.shape
     # Without the barrier XLA would compute what produced the two maps anew in each of the sixteen.
@@ -170,7 +171,7 @@ def depthwise3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _nine_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _, height, width, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = _padded(x)
     shifts = [(i, j) for i in range(3) for j in range(3)]
     return functools.reduce(
         jnp.add, (padded[:, i : i + height, j : j + width] * kernel[i, j].astype(x.dtype) for i, j in shifts)
@@ -180,7 +181,7 @@ def _nine_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _depthwise_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Sums over B, H, W of the nine shifted products, (3, 3, C) float32, for whoever fuses reductions well."""
     _, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = _padded(x)
     shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     sums = [jnp.sum((shift * gradient).astype(jnp.float32), (0, 1, 2)) for shift in shifts]
     return jnp.stack(sums).reshape(3, 3, channels)
@@ -193,7 +194,7 @@ def _depthwise_kernel_gradient_by_rows(x: jax.Array, gradient: jax.Array) -> jax
     each; the loop's body runs along memory, and its operands are computed once.
     """
     batch, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = _padded(x)
 
     def add(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         g = jax.lax.dynamic_slice_in_dim(gradient, row, 1, 1)
