@@ -92,6 +92,7 @@ def _run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     from jras_jax import commands, mesh
 
     logging.set_verbosity(logging.INFO if os.environ.get("JRAS_VERBOSE") else logging.WARNING)
+    mesh.keep_freed_memory()
     mesh.initialize_hosts(args.coordinator, args.num_processes, args.process_id)
     import tfds_builders
 

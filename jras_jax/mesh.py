@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import itertools
 import os
 import re
@@ -31,6 +32,21 @@ SILENCE_S = 60  # a host that was not heard of for so long counts as dead
 HOST_LOST = 3  # exit status of the hosts that then remain
 DAY_MS = 86_400_000  # how long the first host may prepare a data set
 _turns = itertools.count()
+
+
+def keep_freed_memory() -> None:
+    """Lets a program on CPU use the same memory step after step; before anything else is done with JAX.
+
+    glibc gives a step's buffers back to the kernel and fetches them anew for the next one, page by page, which takes up
+    to half of a step's time (benchmarks/RESULTS.md). Told to keep them, it does so for the main thread only: JAX runs
+    programs on CPU there, not on a thread of its own. Other C libraries and accelerators are left as they are.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        trim_threshold, mmap_max = -1, -4  # glibc's malloc.h
+        set_option(trim_threshold, -1)
+        set_option(mmap_max, 0)
 
 
 def initialize_hosts(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:

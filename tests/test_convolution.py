@@ -37,9 +37,9 @@ def test_depthwise_convolution_equals_jax_grouped_convolution():
 
 
 WAYS = {
-    "one product": [((6, 5), 1, 3, 5), ((7, 8), 2, 3, 5), ((32, 32), 1, 63, 70)],
+    "one product": [((6, 5), 1, 3, 5), ((7, 8), 2, 3, 5), ((32, 32), 1, 63, 70), ((9, 12), 2, 4, 7)],
     "bands": [((64, 64), 1, 3, 5), ((66, 70), 1, 3, 5), ((129, 130), 2, 3, 5), ((65, 64), 1, 64, 64)],
-    "tiles": [((48, 46), 1, 64, 66), ((64, 64), 1, 70, 64)],
+    "tiles": [((48, 46), 1, 96, 98), ((64, 64), 1, 102, 96)],
 }
 
 
@@ -64,7 +64,12 @@ def test_3x3_convolution_and_its_gradients_equal_jax_convolution(monkeypatch, wa
         )
 
     ours = lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x)  # noqa: E731
-    np.testing.assert_array_equal(y, jax.jit(plain)(x, kernel))
+    direct = np.asarray(jax.jit(plain)(x, kernel), np.float32)
+    if channels % 2 == 0:
+        np.testing.assert_array_equal(np.asarray(y, np.float32), direct)
+    else:  # a channel of zeros is added, and the sum may go by another order
+        rounding = 1e-6 if dtype == jnp.float32 else 2.0**-8
+        assert np.abs(np.asarray(y, np.float32) - direct).max() <= rounding * np.abs(direct).max()
     got, expected = (
         jax.jit(jax.grad(lambda x, k, f=f: (f(x, k) * weights).sum(), (0, 1)))(x, kernel) for f in (ours, plain)
     )

@@ -1,5 +1,11 @@
 """The mesh: sizes that fit, rows where they belong, rules for large kernels."""
 
+import ctypes
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -127,3 +133,34 @@ def test_a_host_that_ended_well_is_not_missed(monkeypatch):
     watch._end()
     assert not given_up and not watch.is_alive()
     assert store.words[mesh._Watch.ROOT + "0"] == "end"
+
+
+MEMORY = """
+import resource
+import numpy as np
+import jax
+from jras_jax import mesh
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(40_000_000, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+freed = faults()
+mesh.keep_freed_memory()
+faults()
+print(freed, faults(), jax.config.jax_cpu_enable_async_dispatch)
+"""
+
+
+def test_memory_that_was_freed_is_not_fetched_from_the_kernel_again():
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("the C library is not glibc")
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    root = pathlib.Path(__file__).parents[1]
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, cwd=root, env=own, capture_output=True, text=True, check=True)
+    before, after, on_another_thread = done.stdout.split()
+    assert 10 * int(after) < int(before)
+    assert on_another_thread == "False"

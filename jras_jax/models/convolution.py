@@ -1,8 +1,8 @@
-"""3x3 convolutions, dense and depthwise, whose kernel's gradient is fast on CPU as well.
+"""3x3 convolutions, dense and depthwise, whose gradients are fast on CPU as well.
 
-XLA's CPU backend runs a dense convolution and the gradient of its input close to the matrix product's peak, but the
-gradient of its kernel at a fifth to two thirds of that, and grouped convolutions at a fraction of it; figures in
-benchmarks/RESULTS.md. On other platforms everything is left to XLA. Axes as in `layers`.
+XLA's CPU backend runs a dense convolution close to the matrix product's peak, but the gradient of its kernel at a fifth
+to two thirds of that, that of its input at a third where the stride is 2, and grouped convolutions at a fraction of it;
+figures in benchmarks/RESULTS.md. On other platforms everything is left to XLA. Axes as in `layers`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,27 @@ import jax.numpy as jnp
 import numpy as np
 
 HE_LEAKY = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
-BAND = 1024  # output pixels an image of one band: its patches stay in the caches
+BAND = 32768  # output pixels an image times channels of one band: its patches stay in the caches
 BANDED = 4096  # output pixels an image from which bands are faster than one product
-TILED = (1024, 64)  # 2x2 tiles of a batch, and channels on the narrower side, from which Winograd's form is faster
+SCATTERED = 256  # output pixels an image up to which the input's gradient is fastest as one product, at stride 1
+TILED = (1024, 96)  # 2x2 tiles of a batch, and channels on the narrower side, from which Winograd's form is faster
+
+Shape = tuple[int, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """3x3 convolution with padding 1: (B, H, W, C), (3, 3, C, F) -> (B, ceil(H / stride), ceil(W / stride), F)."""
-    return _convolved(x, kernel, stride)
+    plain = functools.partial(_convolved, stride=stride)
+    if x.shape[-1] % 2 == 0 or x.shape[-1] == 1:
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_convolved_even, stride=stride), default=plain)
+
+
+def _convolved_even(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """With a channel of zeros more: XLA's CPU backend is two to four times slower where the channels are odd."""
+    more = ((0, 0), (0, 0), (0, 0), (0, 1))
+    return _convolved(jnp.pad(x, more), jnp.pad(kernel, (*more[:2], (0, 1), (0, 0))), stride)
 
 
 def _convolved(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -33,6 +45,44 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel.astype(x.dtype), (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
     )
+
+
+def input_gradient(shape: Shape, stride: int, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's own: the output's gradient (B, H', W', F) and the kernel -> (B, H, W, C), which is `shape`."""
+    return jax.vjp(lambda x: _convolved(x, kernel, stride), jnp.zeros(shape, gradient.dtype))[1](gradient)[0]
+
+
+def input_gradient_on_cpu(shape: Shape, stride: int, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same, by the way that was fastest on two cores for these sizes."""
+    _, height, width, _ = gradient.shape
+    if stride == 1 and height * width > SCATTERED:
+        return input_gradient(shape, stride, gradient, kernel)
+    return _scattered(shape, stride, gradient, kernel)
+
+
+def _scattered(shape: Shape, stride: int, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product for what each output pixel gives to the 3x3 inputs that it saw, then the sum of those.
+
+    Input row y is seen through the kernel's row i by output row (y + 1 - i) / stride, where that is whole: rows of
+    the same remainder, a phase, have the same taps, so each phase is a sum of shifted maps.
+    """
+    batch, height, width, features = gradient.shape
+    flat, taps = gradient.reshape(-1, features), kernel.astype(gradient.dtype).reshape(-1, features)
+    given = jnp.einsum("pf,nf->pn", flat, taps, preferred_element_type=jnp.float32)
+    given = given.reshape(batch, height, width, 3, 3, shape[-1])
+
+    def phase(row: int, column: int) -> jax.Array:
+        total: Any = 0.0
+        for i, j in itertools.product(range(3), range(3)):
+            (up, i_seen), (left, j_seen) = divmod(row + 1 - i, stride), divmod(column + 1 - j, stride)
+            if not i_seen and not j_seen:
+                edges = ((0, 0, 0), (-up, up, 0), (-left, left, 0), (0, 0, 0))
+                total = total + jax.lax.pad(given[:, :, :, i, j], jnp.float32(0), edges)
+        return total
+
+    rows = [jnp.stack([phase(row, column) for column in range(stride)], 3) for row in range(stride)]
+    whole = jnp.stack(rows, 2).reshape(batch, stride * height, stride * width, shape[-1])
+    return whole[:, : shape[1], : shape[2]].astype(gradient.dtype)
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
@@ -83,7 +133,8 @@ def _by_bands(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
     fast; the batch stays an axis of its own, so that a batch split over devices is summed once, behind the loop.
     """
     batch, height, width, features = gradient.shape
-    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= BAND))
+    row = width * x.shape[-1]
+    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * row <= BAND))
     padded = _padded(x)
 
     def add(band: jax.Array, total: jax.Array) -> jax.Array:
@@ -129,13 +180,14 @@ def _conv3x3_backward(
     stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (of_x,) = jax.vjp(lambda x: _convolved(x, kernel, stride), x)[1](gradient)
+    on_cpu, plain = (functools.partial(f, x.shape, stride) for f in (input_gradient_on_cpu, input_gradient))
+    of_x = jax.lax.platform_dependent(gradient, kernel, cpu=on_cpu, default=plain)
     on_cpu, plain = (functools.partial(f, stride=stride) for f in (kernel_gradient_on_cpu, kernel_gradient))
     of_kernel = jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=plain)
     return of_x, of_kernel.astype(kernel.dtype)
 
 
-conv3x3.defvjp(lambda x, kernel, stride: (_convolved(x, kernel, stride), (x, kernel)), _conv3x3_backward)
+conv3x3.defvjp(lambda x, kernel, stride: (conv3x3(x, kernel, stride), (x, kernel)), _conv3x3_backward)
 
 
 class Conv3x3(nn.Module):
