@@ -44,10 +44,11 @@ def collective_bytes(hlo: str, devices: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def direct_convolutions() -> Iterator[None]:
-    """Programs traced in here have XLA's own kernel gradients, as on an accelerator, and not those for CPU."""
-    from jras_jax.models import convolution
+    """Programs traced in here have XLA's own convolutions and gradients, as on an accelerator, not those for CPU."""
+    from jras_jax.models import convolution as c
 
-    with mock.patch.object(convolution, "kernel_gradient_on_cpu", convolution.kernel_gradient):
+    plain = {"_convolved_even": c._convolved, "input_gradient_on_cpu": c.input_gradient}
+    with mock.patch.multiple(c, kernel_gradient_on_cpu=c.kernel_gradient, **plain):
         yield
 
 

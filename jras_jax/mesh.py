@@ -39,7 +39,8 @@ def keep_freed_memory() -> None:
 
     glibc gives a step's buffers back to the kernel and fetches them anew for the next one, page by page, which takes up
     to half of a step's time (benchmarks/RESULTS.md). Told to keep them, it does so for the main thread only: JAX runs
-    programs on CPU there, not on a thread of its own. Other C libraries and accelerators are left as they are.
+    programs on CPU there, not on a thread of its own. Other C libraries are left as they are, and beside an accelerator
+    only the host's memory is kept.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -19,6 +19,7 @@ import numpy as np
 HE_LEAKY = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
 BAND = 32768  # output pixels an image times channels of one band: its patches stay in the caches
 BANDED = 4096  # output pixels an image from which bands are faster than one product
+ODD = range(3, 16, 2)  # channels of an image, as against a feature map, that go faster with one more
 SCATTERED = 256  # output pixels an image up to which the input's gradient is fastest as one product, at stride 1
 TILED = (1024, 96)  # 2x2 tiles of a batch, and channels on the narrower side, from which Winograd's form is faster
 
@@ -28,10 +29,10 @@ Shape = tuple[int, ...]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """3x3 convolution with padding 1: (B, H, W, C), (3, 3, C, F) -> (B, ceil(H / stride), ceil(W / stride), F)."""
-    plain = functools.partial(_convolved, stride=stride)
-    if x.shape[-1] % 2 == 0 or x.shape[-1] == 1:
-        return plain(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_convolved_even, stride=stride), default=plain)
+    on_cpu, plain = (functools.partial(f, stride=stride) for f in (_convolved_even, _convolved))
+    if x.shape[-1] in ODD:
+        return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    return plain(x, kernel)
 
 
 def _convolved_even(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
