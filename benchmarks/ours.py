@@ -72,6 +72,16 @@ def create_backbone(name: str, sizes: Sizes) -> Any:
     return models.create(family, variant=variant, num_classes=NUM_CLASSES)
 
 
+def drawn(model: Any, *inputs: jax.Array) -> Any:
+    """Variables of the model's shapes, small random numbers made one array after another.
+
+    `init` makes them all in one program, whose memory would count as that of what is measured here.
+    """
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return jax.tree.map(lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32), s.dtype), shapes)
+
+
 def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
     """Forward (evaluation mode), and forward + backward of Dice + cross-entropy (training mode)."""
     model = create_backbone(name, sizes)
@@ -79,7 +89,7 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
     shape = (sizes.batch, sizes.image, sizes.image)
     x = jnp.asarray(rng.random((*shape, CHANNELS)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, NUM_CLASSES, shape), jnp.int32)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = drawn(model, x)
     extra = {k: v for k, v in variables.items() if k != "params"}
 
     def loss(params: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -103,7 +113,7 @@ def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     side = sizes.retriever_images[name]
     model = encoder.Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = drawn(model, images)
     forward = jax.jit(model.apply).lower(variables, images).compile()
     yield measured(f"{RETRIEVER_TITLES[name]} forward", sizes, lambda: forward(variables, images), forward)
 

@@ -103,7 +103,8 @@ def kernel_gradient_on_cpu(x: jax.Array, gradient: jax.Array, stride: int) -> ja
     if height * width >= BANDED:
         return _by_bands(x, gradient, stride)
     seen, g = (a.reshape(-1, a.shape[-1]) for a in _patches(_padded(x), gradient, stride, 0, height))
-    return _unfolded(jnp.einsum("pf,pc->fc", g, seen, preferred_element_type=jnp.float32))
+    total = jnp.einsum("pc,pf->cf", seen, g, preferred_element_type=jnp.float32)
+    return total.reshape(3, 3, x.shape[-1], features)
 
 
 def _padded(x: jax.Array) -> jax.Array:

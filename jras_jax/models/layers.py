@@ -19,6 +19,7 @@ import numpy as np
 Method = Literal["bilinear", "bicubic"]
 TRUNCATED = nn.initializers.truncated_normal(0.02)
 WIDE = 32  # channels from which `resize` works slab by slab
+SCORES = 540_000  # attention's scores that stay in the caches on CPU, float32
 
 
 @functools.lru_cache(maxsize=256)
@@ -156,6 +157,38 @@ class LayerNorm(nn.Module):
         return (centred * inverse * scale + bias).astype(self.dtype)
 
 
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """softmax(query key^T / sqrt(d) + bias) value for each head: (B, T, N, d), twice (B, S, N, d) -> (B, T, N, d).
+
+    The bias is (B, N, T, S). Scores and softmax are float32.
+    """
+    given = (query, key, value) if bias is None else (query, key, value, bias)
+    return jax.lax.platform_dependent(*given, cpu=attend_on_cpu, default=jax.nn.dot_product_attention)
+
+
+def attend_on_cpu(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """The same, 1.3 to 2 times faster there: some heads at a time, and the values' sums divided, not the scores.
+
+    Whole heads, since a batch may be split over devices.
+    """
+    batch, tokens, heads, width = query.shape
+    each = batch * tokens * key.shape[1]
+    together = max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * each <= SCORES))
+    queries, keys, values = (x.astype(jnp.float32).transpose(0, 2, 1, 3) for x in (query, key, value))
+    queries *= width**-0.5
+
+    def some(first: int) -> jax.Array:
+        q, k, v = (x[:, first : first + together] for x in (queries, keys, values))
+        scores = q @ k.transpose(0, 1, 3, 2)
+        if bias is not None:
+            scores += bias[:, first : first + together]
+        powers = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        return (powers @ v) / powers.sum(-1, keepdims=True)
+
+    attended = jnp.concatenate([some(first) for first in range(0, heads, together)], 1)
+    return attended.transpose(0, 2, 1, 3).astype(query.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens (B, T, D) to a context (B, S, D) and its values (B, S, D) -> (B, T, D).
 
@@ -188,7 +221,7 @@ class Attention(nn.Module):
             y = Linear(inner, lora_rank=rank, dtype=self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:2], self.heads, inner // self.heads)
 
-        y = jax.nn.dot_product_attention(project("query", x), project("key", context), project("value", values))
+        y = attend(project("query", x), project("key", context), project("value", values))
         y = Linear(x.shape[-1], dtype=self.dtype, name="output")(y.reshape(*y.shape[:2], inner))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
