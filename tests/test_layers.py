@@ -178,6 +178,30 @@ def test_attention_equals_torch(inner):
     parity.assert_close(module.apply(variables, x, context, False, values), linear("output", attended))
 
 
+@pytest.mark.parametrize("together", [1, 2, 6])  # heads at a time
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_on_cpu_is_jaxs(together, biased, monkeypatch):
+    query, key, value = images(2, 5, 6, 4), images(2, 3, 6, 4, seed=1), images(2, 3, 6, 4, seed=2)
+    given = (query, key, value, *([images(2, 6, 5, 3, seed=3)] if biased else []))
+    monkeypatch.setattr(layers, "SCORES", together * 2 * 5 * 3)
+    expected, expected_backward = jax.vjp(jax.nn.dot_product_attention, *given)
+    found, backward = jax.vjp(layers.attend_on_cpu, *given)
+    text = jax.jit(lambda *given: layers.attend_on_cpu(*given)).lower(*given).as_text()
+    assert text.count("stablehlo.exponential") == 6 // together
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for ours, jaxs in zip(backward(query), expected_backward(query), strict=True):
+        np.testing.assert_allclose(ours, jaxs, atol=1e-5)
+
+
+def test_attention_survives_large_scores_and_keeps_half_precision():
+    query = 100.0 * images(1, 4, 2, 8)
+    value = jnp.asarray(images(1, 4, 2, 8, seed=1), jnp.bfloat16)
+    found = layers.attend(jnp.asarray(query, jnp.bfloat16), jnp.asarray(query, jnp.bfloat16), value)
+    assert found.dtype == jnp.bfloat16
+    # A token's own score is by far the largest: its own value comes back.
+    np.testing.assert_allclose(found.astype(np.float32), value.astype(np.float32), atol=0.02)
+
+
 def test_attention_defaults():
     """The context defaults to the tokens, the values to the context."""
     x, context = images(1, 3, 8), images(1, 4, 8, seed=1)
