@@ -72,13 +72,13 @@ def create_backbone(name: str, sizes: Sizes) -> Any:
     return models.create(family, variant=variant, num_classes=NUM_CLASSES)
 
 
-def drawn(model: Any, *inputs: jax.Array) -> Any:
-    """Variables of the model's shapes, small random numbers made one array after another.
+def drawn(initialise: Callable[[], Any]) -> Any:
+    """Variables of the shapes that `initialise` returns, small random numbers made one array after another.
 
-    `init` makes them all in one program, whose memory would count as that of what is measured here.
+    Models make them all in one program, whose memory would count as that of what is measured here.
     """
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    shapes = jax.eval_shape(initialise)
     return jax.tree.map(lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32), s.dtype), shapes)
 
 
@@ -89,7 +89,7 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
     shape = (sizes.batch, sizes.image, sizes.image)
     x = jnp.asarray(rng.random((*shape, CHANNELS)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, NUM_CLASSES, shape), jnp.int32)
-    variables = drawn(model, x)
+    variables = drawn(lambda: model.init(jax.random.key(0), x))
     extra = {k: v for k, v in variables.items() if k != "params"}
 
     def loss(params: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -113,7 +113,7 @@ def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     side = sizes.retriever_images[name]
     model = encoder.Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
-    variables = drawn(model, images)
+    variables = drawn(lambda: model.init(jax.random.key(0), images))
     forward = jax.jit(model.apply).lower(variables, images).compile()
     yield measured(f"{RETRIEVER_TITLES[name]} forward", sizes, lambda: forward(variables, images), forward)
 
@@ -245,7 +245,7 @@ def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
     config = joint_config("unet", name, sizes)
     model, device_mesh = state.build_model(config), mesh.make_mesh(1, 1)
     images = random_table(sizes).images[: sizes.refreshed[name]]
-    variables = jax.jit(functools.partial(state.init_variables, model, config))()
+    variables = drawn(functools.partial(state.init_variables, model, config))
     refresher = step.Refresher(model, device_mesh, 32, images)
     scale = sizes.gallery / len(images)
     note = f"timed on {len(images)} slices, x {scale:.3g}"
@@ -264,7 +264,7 @@ def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     """All slices of one patient: images on the host in, probabilities and evidence on the host out."""
     config = joint_config(name, retriever_name, sizes)
     model, device_mesh = state.build_model(config), mesh.make_mesh(1, 1)
-    variables = jax.jit(functools.partial(state.init_variables, model, config))()
+    variables = drawn(functools.partial(state.init_variables, model, config))
     table = random_table(sizes)
     segmenter = inference.Segmenter(
         model,
