@@ -42,8 +42,8 @@ def measured(
 ) -> Row:
     """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory.
 
-    Where `lower` traces the program anew, operations are counted for direct convolutions: in a compiled program XLA
-    counts the body of a loop once, however often it runs.
+    Where `lower` traces the program anew, operations are counted as on an accelerator: in a compiled program XLA counts
+    the body of a loop once, however often it runs, and the forms for CPU have loops.
 
     With `sizes.filling` nothing is timed, and a program that is compiled already is not run.
     """
@@ -58,7 +58,7 @@ def measured(
     cost = {} if compiled is None else compiled.cost_analysis() or {}
     row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
     if lower is not None:
-        with scaling.direct_convolutions():
+        with scaling.as_on_an_accelerator():
             cost = lower().cost_analysis() or {}
     row["gflop"] = cost["flops"] / 1e9 if "flops" in cost else None
     return row | more
@@ -73,13 +73,21 @@ def create_backbone(name: str, sizes: Sizes) -> Any:
 
 
 def drawn(initialise: Callable[[], Any]) -> Any:
-    """Variables of the shapes that `initialise` returns, small random numbers made one array after another.
+    """Variables of the shapes that `initialise` returns: kernels small random numbers, made one after another.
 
-    Models make them all in one program, whose memory would count as that of what is measured here.
+    Models make them all in one program, whose memory would count as that of what is measured here. Scales and variances
+    are 1, means and biases 0.
     """
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(initialise)
-    return jax.tree.map(lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32), s.dtype), shapes)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        name = mesh.path_name(path).rpartition("/")[2]
+        if name in ("scale", "var"):
+            return jnp.ones(shape.shape, shape.dtype)
+        size = 0.02 if len(shape.shape) > 1 else 0.0
+        return jnp.asarray(size * rng.standard_normal(shape.shape, np.float32), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(initialise))
 
 
 def backbone(name: str, sizes: Sizes) -> Iterator[Row]:

@@ -43,12 +43,23 @@ def collective_bytes(hlo: str, devices: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def direct_convolutions() -> Iterator[None]:
-    """Programs traced in here have XLA's own convolutions and gradients, as on an accelerator, not those for CPU."""
-    from jras_jax.models import convolution as c
+def as_on_an_accelerator() -> Iterator[None]:
+    """Programs traced in here have what an accelerator would run in place of the forms for CPU."""
+    import jax
 
-    plain = {"_convolved_even": c._convolved, "input_gradient_on_cpu": c.input_gradient}
-    with mock.patch.multiple(c, kernel_gradient_on_cpu=c.kernel_gradient, **plain):
+    from jras_jax.models import convolution as c
+    from jras_jax.models import layers
+
+    plain = {
+        "_convolved_even": c._convolved,
+        "input_gradient_on_cpu": c.input_gradient,
+        "kernel_gradient_on_cpu": c.kernel_gradient,
+        "_depthwise_kernel_gradient_by_rows": c._depthwise_kernel_gradient,
+    }
+    with (
+        mock.patch.multiple(c, **plain),
+        mock.patch.object(layers, "attend_on_cpu", jax.nn.dot_product_attention),
+    ):
         yield
 
 
@@ -86,7 +97,7 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
     batch = {name: abstract(b, *pixels, dtype=jnp.uint8) for name in ("image", "mask")}
     batch |= {name: abstract(b) for name in ("patient", "row")}
     jitted = step.compile_step(step.Step(model, tx, config, device_mesh), shardings, device_mesh)
-    with direct_convolutions():
+    with as_on_an_accelerator():
         compiled = jitted.lower(first, batch, gallery, None, False).compile()
     cost = compiled.cost_analysis() or {}
     sent = collective_bytes(compiled.as_text(), devices)

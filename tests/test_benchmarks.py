@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import scaling, table
+from benchmarks import ours, scaling, table
 from benchmarks.sizes import FULL, QUICK, TARGETS, parts, target
 from jras_jax.errors import UserError
 
@@ -81,6 +84,26 @@ def test_every_target_belongs_to_a_part():
 )
 def test_collective_bytes(line, expected):
     assert scaling.collective_bytes(f"HloModule m\n  {line}\n", 4) == expected
+
+
+@pytest.mark.parametrize("name", ["segformer-b0", "unet"])
+def test_drawn_variables_make_finite_outputs(name):
+    model, x = ours.create_backbone(name, QUICK), jnp.ones((1, 32, 32, ours.CHANNELS))
+    drawn = ours.drawn(lambda: model.init(jax.random.key(0), x))
+    y = np.asarray(jax.jit(model.apply)(drawn, x))
+    assert np.isfinite(y).all() and y.std() > 0
+
+
+def test_counted_programs_have_no_loops_of_the_forms_for_cpu():
+    model, x = ours.create_backbone("segformer-b0", QUICK), jnp.ones((1, 64, 64, ours.CHANNELS))
+    drawn = ours.drawn(lambda: model.init(jax.random.key(0), x))
+
+    def text():
+        return jax.jit(jax.grad(lambda v: model.apply(v, x).sum())).lower(drawn).as_text()
+
+    with scaling.as_on_an_accelerator():
+        counted = text()
+    assert "stablehlo.while" not in counted and "stablehlo.while" in text()
 
 
 def test_an_unknown_part_is_named():

@@ -1,10 +1,15 @@
 """Shared layers: interpolation, upsampling and attention equal to torch's; LoRA, stochastic depth, norms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jras_jax import mesh
 from jras_jax.models import layers
 from tests import reference_parity as parity
 
@@ -190,6 +195,22 @@ def test_attention_on_cpu_is_jaxs(together, biased, monkeypatch):
     assert text.count("stablehlo.exponential") == 6 // together
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for ours, jaxs in zip(backward(query), expected_backward(query), strict=True):
+        np.testing.assert_allclose(ours, jaxs, atol=1e-5)
+
+
+def test_attention_on_cpu_lets_batch_and_heads_be_split(monkeypatch):
+    devices = mesh.make_mesh(2, 2, jax.devices()[:4])
+    split = NamedSharding(devices, P("data", None, "model", None))
+    given = [jax.device_put(images(2, 16, 8, 4, seed=i), split) for i in range(4)]
+    monkeypatch.setattr(layers, "SCORES", 2 * 2 * 16 * 16)  # two of the eight heads at a time
+
+    def both(attend, *given):
+        y, backward = jax.vjp(attend, *given[:3])
+        return y, *backward(given[3])
+
+    compiled = jax.jit(lambda *given: both(layers.attend_on_cpu, *given)).lower(*given).compile()
+    assert not re.search("all-to-all|collective-permute|all-gather|all-reduce", compiled.as_text())
+    for ours, jaxs in zip(compiled(*given), both(jax.nn.dot_product_attention, *given), strict=True):
         np.testing.assert_allclose(ours, jaxs, atol=1e-5)
 
 

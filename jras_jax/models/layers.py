@@ -167,26 +167,31 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array |
 
 
 def attend_on_cpu(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """The same, 1.3 to 2 times faster there: some heads at a time, and the values' sums divided, not the scores.
+    """The same, 1.1 to 2.2 times as fast there: some heads at a time, and the values' sums divided, not the scores.
 
-    Whole heads, since a batch may be split over devices.
+    Whole heads, since a batch may be split over devices; a group's heads are spread evenly, so that heads may be too.
     """
     batch, tokens, heads, width = query.shape
     each = batch * tokens * key.shape[1]
     together = max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * each <= SCORES))
-    queries, keys, values = (x.astype(jnp.float32).transpose(0, 2, 1, 3) for x in (query, key, value))
+    groups = heads // together
+
+    def grouped(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32).reshape(batch, together, groups, *x.shape[2:])
+
+    queries, keys, values = (grouped(x.transpose(0, 2, 1, 3)) for x in (query, key, value))
     queries *= width**-0.5
 
-    def some(first: int) -> jax.Array:
-        q, k, v = (x[:, first : first + together] for x in (queries, keys, values))
+    def attended(group: int) -> jax.Array:
+        q, k, v = (x[:, :, group] for x in (queries, keys, values))
         scores = q @ k.transpose(0, 1, 3, 2)
         if bias is not None:
-            scores += bias[:, first : first + together]
+            scores += grouped(bias)[:, :, group]
         powers = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         return (powers @ v) / powers.sum(-1, keepdims=True)
 
-    attended = jnp.concatenate([some(first) for first in range(0, heads, together)], 1)
-    return attended.transpose(0, 2, 1, 3).astype(query.dtype)
+    y = jnp.stack([attended(group) for group in range(groups)], 2).reshape(batch, heads, tokens, -1)
+    return y.transpose(0, 2, 1, 3).astype(query.dtype)
 
 
 class Attention(nn.Module):
