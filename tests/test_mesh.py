@@ -150,7 +150,7 @@ for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     double(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults[1:]))  # what a step always costs: others of the process's threads fault now and then
+print(min(faults[1:]))  # what every step costs: a kept heap, too, still grows in single ones
 """
 
 

@@ -123,11 +123,6 @@ def _patches(
     return patches, jax.lax.dynamic_slice_in_dim(gradient, first, rows, 1).reshape(batch, rows * width, features)
 
 
-def _unfolded(total: jax.Array) -> jax.Array:
-    """(F, 9 C) -> (3, 3, C, F)."""
-    return total.reshape(len(total), 3, 3, -1).transpose(1, 2, 3, 0)
-
-
 def _by_bands(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
     """One matrix product a band of rows, of the gradient (pixels, F) and the patches (pixels, 9 C).
 
@@ -144,7 +139,8 @@ def _by_bands(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
         return total + jnp.einsum("bpf,bpc->bfc", g, patches, preferred_element_type=jnp.float32)
 
     start = jnp.zeros((batch, features, 9 * x.shape[-1]), jnp.float32)
-    return _unfolded(jax.lax.fori_loop(0, height // rows, add, start).sum(0))
+    total = jax.lax.fori_loop(0, height // rows, add, start).sum(0)
+    return total.reshape(features, 3, 3, -1).transpose(1, 2, 3, 0)
 
 
 # Winograd's F(3, 2) (Lavin and Gray, arXiv 1509.09308): three outputs of a two-tap filter from four inputs and four

@@ -181,12 +181,13 @@ def attend_on_cpu(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.
 
     queries, keys, values = (grouped(x.transpose(0, 2, 1, 3)) for x in (query, key, value))
     queries *= width**-0.5
+    biases = None if bias is None else grouped(bias)
 
     def attended(group: int) -> jax.Array:
         q, k, v = (x[:, :, group] for x in (queries, keys, values))
         scores = q @ k.transpose(0, 1, 3, 2)
-        if bias is not None:
-            scores += grouped(bias)[:, :, group]
+        if biases is not None:
+            scores += biases[:, :, group]
         powers = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         return (powers @ v) / powers.sum(-1, keepdims=True)
 
