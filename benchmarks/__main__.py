@@ -32,7 +32,7 @@ from benchmarks import measure, table
 from benchmarks.sizes import FULL, QUICK, Sizes, parts
 from benchmarks.worker import MARK
 from jras_jax.errors import UserError
-from jras_jax.training import provenance
+from jras_jax.run_folder import provenance
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SEEN = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")

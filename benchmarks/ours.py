@@ -20,11 +20,16 @@ from benchmarks import measure, scaling
 from benchmarks.sizes import RETRIEVER_TITLES, TITLES, Sizes
 from configs import common
 from jras_jax import config as configs
-from jras_jax import inference, joint, losses, mesh, models
+from jras_jax import joint, mesh, models
 from jras_jax.data import NUM_CLASSES
-from jras_jax.data.preprocess import Grid, SliceTable
-from jras_jax.retrieval import encoder
-from jras_jax.retrieval import gallery as galleries
+from jras_jax.data.grid import Grid
+from jras_jax.data.slice_table import SliceTable
+from jras_jax.inference import segmenter
+from jras_jax.inference.embedder import Embedder
+from jras_jax.joint import losses
+from jras_jax.joint.build import build_model, init_variables
+from jras_jax.retrieval import retriever
+from jras_jax.retrieval.gallery import Gallery, QueryKeys, gallery_from_table, with_embeddings
 from jras_jax.training import state, step
 
 Row = dict[str, Any]
@@ -119,7 +124,7 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     """Embeddings of a batch, forward."""
     side = sizes.retriever_images[name]
-    model = encoder.Retriever(variant=name, image_size=side)
+    model = retriever.Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = drawn(lambda: model.init(jax.random.key(0), images))
     forward = jax.jit(model.apply).lower(variables, images).compile()
@@ -150,27 +155,27 @@ def random_table(sizes: Sizes, slices_a_patient: int = 20) -> SliceTable:
     )
 
 
-def random_gallery(table: SliceTable, device_mesh: Any) -> galleries.Gallery:
+def random_gallery(table: SliceTable, device_mesh: Any) -> Gallery:
     """The gallery of a table, with random embeddings of norm 1."""
     rows = np.random.default_rng(1).normal(size=(len(table), DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    return galleries.with_embeddings(galleries.from_table(table, DIM, device_mesh), rows, device_mesh)
+    return with_embeddings(gallery_from_table(table, DIM, device_mesh), rows, device_mesh)
 
 
 def guide(sizes: Sizes) -> Iterator[Row]:
     """Search, fetch, and the mix of the guides' images and masks into the backbone's further channels."""
     device_mesh = mesh.make_mesh(1, 1)
     gallery = random_gallery(random_table(sizes), device_mesh)
-    model = state.build_model(joint_config("unet", "tiny", sizes))
+    model = build_model(joint_config("unet", "tiny", sizes))
     query = jnp.zeros((sizes.batch, sizes.image, sizes.image, 3))
-    keys = galleries.QueryKeys(jnp.arange(sizes.batch), jnp.arange(sizes.batch))
+    keys = QueryKeys(jnp.arange(sizes.batch), jnp.arange(sizes.batch))
     select = joint.Selection("top_k", 2, 0.1, "patient")
 
-    def mixed(embeddings: jax.Array, gallery: galleries.Gallery) -> jax.Array:
+    def mixed(embeddings: jax.Array, gallery: Gallery) -> jax.Array:
         found = joint.retrieve(embeddings, gallery, keys, select, NUM_CLASSES)
         return model.fusion.apply({}, query, found, method="fuse_input")[..., 3:]
 
-    def total(embeddings: jax.Array, gallery: galleries.Gallery) -> jax.Array:
+    def total(embeddings: jax.Array, gallery: Gallery) -> jax.Array:
         return jnp.square(mixed(embeddings, gallery)).mean()
 
     e = gallery.embeddings[: sizes.batch]
@@ -213,7 +218,7 @@ class JointStep:
 
     def __init__(self, name: str, retriever_name: str, sizes: Sizes, table: SliceTable, device_mesh: Any):
         self.config = joint_config(name, retriever_name, sizes)
-        self.model = state.build_model(self.config)
+        self.model = build_model(self.config)
         self.state, tx, shardings = state.create_state(self.model, self.config, device_mesh)
         self.gallery = random_gallery(table, device_mesh)
         rows = np.arange(sizes.batch, dtype=np.int32)
@@ -251,10 +256,10 @@ def joint_step(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
 def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
     """All gallery embeddings, timed on a share of the slices and scaled; with a frozen trunk also from its cache."""
     config = joint_config("unet", name, sizes)
-    model, device_mesh = state.build_model(config), mesh.make_mesh(1, 1)
+    model, device_mesh = build_model(config), mesh.make_mesh(1, 1)
     images = random_table(sizes).images[: sizes.refreshed[name]]
-    variables = drawn(functools.partial(state.init_variables, model, config))
-    refresher = step.Refresher(model, device_mesh, 32, images)
+    variables = drawn(functools.partial(init_variables, model, config))
+    refresher = Embedder(model, device_mesh, 32, images)
     scale = sizes.gallery / len(images)
     note = f"timed on {len(images)} slices, x {scale:.3g}"
 
@@ -271,10 +276,10 @@ def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
 def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     """All slices of one patient: images on the host in, probabilities and evidence on the host out."""
     config = joint_config(name, retriever_name, sizes)
-    model, device_mesh = state.build_model(config), mesh.make_mesh(1, 1)
-    variables = drawn(functools.partial(state.init_variables, model, config))
+    model, device_mesh = build_model(config), mesh.make_mesh(1, 1)
+    variables = drawn(functools.partial(init_variables, model, config))
     table = random_table(sizes)
-    segmenter = inference.Segmenter(
+    segmenter = segmenter.Segmenter(
         model,
         variables,
         random_gallery(table, device_mesh),

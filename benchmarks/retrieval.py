@@ -59,7 +59,8 @@ def measure(size: int, recall: float, repeats: int) -> dict[str, Any]:
     import numpy as np
 
     from jras_jax import mesh as meshes
-    from jras_jax.retrieval import gallery as galleries
+    from jras_jax.retrieval.gallery import Gallery, QueryKeys
+    from jras_jax.retrieval.search import search
 
     device_mesh = meshes.make_mesh()
     rng = np.random.default_rng(0)
@@ -67,14 +68,14 @@ def measure(size: int, recall: float, repeats: int) -> dict[str, Any]:
     put = functools.partial(meshes.put_whole, device_mesh)
     none = put(np.zeros((size, 1, 1), np.uint8))
     numbers = put(np.arange(size, dtype=np.int32) // 16)
-    gallery = galleries.Gallery(
+    gallery = Gallery(
         embeddings=put(unit(rng.normal(size=(size, DIM)))), images=none, masks=none, patient=numbers, phase=numbers,
         slice_index=numbers, position=put(np.zeros(size, np.float32)), vendor=numbers, valid=put(np.ones(size, bool)),
     )  # fmt: skip
-    queries = galleries.QueryKeys(jnp.arange(QUERIES, dtype=jnp.int32), jnp.full(QUERIES, -1, jnp.int32))
+    queries = QueryKeys(jnp.arange(QUERIES, dtype=jnp.int32), jnp.full(QUERIES, -1, jnp.int32))
 
-    def loss(embeddings: jax.Array, gallery: galleries.Gallery) -> jax.Array:
-        _, weights, similarity = galleries.search(
+    def loss(embeddings: jax.Array, gallery: Gallery) -> jax.Array:
+        _, weights, similarity = search(
             gallery, embeddings, queries, strategy="top_k", k=GUIDES, temperature=0.1, exclude="patient",
             recall_target=recall, mesh=device_mesh,
         )  # fmt: skip

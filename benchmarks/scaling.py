@@ -72,12 +72,13 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
 
     from benchmarks import ours
     from jras_jax import mesh
+    from jras_jax.joint.build import build_model
     from jras_jax.retrieval.gallery import Gallery
     from jras_jax.training import state, step
 
     device_mesh = mesh.make_mesh(devices, 1)
     config = ours.joint_config("unet", "tiny", dataclasses.replace(sizes, batch=sizes.batch * devices))
-    model = state.build_model(config)
+    model = build_model(config)
     first, tx, shardings = state.create_state(model, config, device_mesh)
     rows = mesh.by_rows(device_mesh)
 

@@ -20,9 +20,9 @@ def main(side: str, size: str, part: str) -> None:
     sizes = BY_NAME[size]
     if side in ("ours", "ours-fill"):
         from benchmarks import ours
-        from jras_jax import mesh
+        from jras_jax.hosts import keep_freed_memory
 
-        mesh.keep_freed_memory()  # as run.py does
+        keep_freed_memory()  # as run.py does
         found = ours.rows(part, dataclasses.replace(sizes, filling=side == "ours-fill"))
     else:
         from benchmarks import theirs

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tfds_builders
-from jras_jax.data import nifti, phantom, store
+from jras_jax.data import nifti, phantom, prepared
 from jras_jax.errors import UserError
 from tfds_builders.__main__ import main
 
@@ -138,8 +138,8 @@ def left_in(folder):
 
 def test_the_phantom_goes_round(acdc, prepared):
     assert prepared.name == "1.0.0" and prepared.parent.name == "acdc"
-    assert store.splits(prepared) == {"train": 6, "test": 2}
-    train, test = store.load_volumes(prepared, "train"), store.load_volumes(prepared, "test")
+    assert prepared.splits(prepared) == {"train": 6, "test": 2}
+    train, test = prepared.load_volumes(prepared, "train"), prepared.load_volumes(prepared, "test")
     assert [v.case for v in train] == [f"patient{n:03d}_{phase}" for n in (1, 2, 3) for phase in ("ED", "ES")]
     assert [v.case for v in test] == ["patient101_ED", "patient101_ES"]
     assert [v.group for v in train] == ["NOR", "NOR", "DCM", "DCM", "HCM", "HCM"]
@@ -182,14 +182,14 @@ def test_the_builder_itself_works_through_tfds(acdc, tmp_path):
 
 def test_mnms_labels_frames_and_splits(mnms, tmp_path):
     folder = tfds_builders.build("mnms", mnms, tmp_path / "data")
-    assert store.splits(folder) == {"train": 2, "validation": 2, "test": 2}
+    assert prepared.splits(folder) == {"train": 2, "validation": 2, "test": 2}
     theirs_to_ours = np.array([0, 3, 2, 1])  # M&Ms: 1 LV, 2 myocardium, 3 RV
     for split, code, vendor, centre in (
         ("train", "A1B2C3", "Siemens", "1"),
         ("validation", "D4E5F6", "Philips", "2"),
         ("test", "G7H8I9", "GE", "4"),
     ):
-        volumes = store.load_volumes(folder, split)
+        volumes = prepared.load_volumes(folder, split)
         assert [(v.case, v.frame) for v in volumes] == [(f"{code}_ED", 2), (f"{code}_ES", 0)]
         for v in volumes:
             path = mnms / v.source
@@ -205,12 +205,12 @@ def test_absent_splits_are_said_and_allowed_but_not_all(scans, mnms, tmp_path):
     said = []
     shutil.rmtree(scans / "testing")
     folder = tfds_builders.build("acdc", scans, tmp_path / "data", say=said.append)
-    assert store.splits(folder) == {"train": 6}
+    assert prepared.splits(folder) == {"train": 6}
     assert sum("'test'" in line for line in said) == 1
     said.clear()
     for gone in ("Training", "Validation"):
         shutil.rmtree(mnms / gone)
-    assert store.splits(tfds_builders.build("mnms", mnms, tmp_path / "data", say=said.append)) == {"test": 2}
+    assert prepared.splits(tfds_builders.build("mnms", mnms, tmp_path / "data", say=said.append)) == {"test": 2}
     assert sum("'train'" in line for line in said) == sum("'validation'" in line for line in said) == 1
     for name, root, last in (("acdc", scans, "training"), ("mnms", mnms, "Testing")):
         for patient in (root / last).iterdir():
@@ -228,7 +228,7 @@ def test_height_weight_and_frame_count_may_be_absent(scans, tmp_path):
         edit_info(scans / "training/patient001/Info.cfg", key, None)
     (scans / "MANDATORY_CITATION.md").write_text("the archive holds such files too")
     (scans / "training" / ".DS_Store").write_text("")
-    assert store.splits(tfds_builders.build("acdc", scans, tmp_path / "data")) == {"train": 6, "test": 2}
+    assert prepared.splits(tfds_builders.build("acdc", scans, tmp_path / "data")) == {"train": 6, "test": 2}
 
 
 def break_acdc(root, fault):
@@ -362,7 +362,7 @@ def test_a_fault_leaves_the_earlier_data_set_as_it_was(scans, tmp_path):
     with pytest.raises(UserError, match="NaN"):
         tfds_builders.build("acdc", scans, data)
     assert {p: p.read_bytes() for p in left_in(data)} == before
-    assert len(store.load_volumes(folder, "train")) == 6
+    assert len(prepared.load_volumes(folder, "train")) == 6
 
 
 @pytest.mark.parametrize("what", ["voxels", "table", "patients"])
@@ -381,7 +381,7 @@ def test_a_data_set_is_reused_only_for_the_same_scans(scans, tmp_path, what):
         shutil.rmtree(moved / "training/patient001")
     tfds_builders.build("acdc", moved, data, say=said.append)
     assert any("building it again" in line for line in said)
-    volume = store.load_volumes(folder, "train")[0]
+    volume = prepared.load_volumes(folder, "train")[0]
     if what == "voxels":
         np.testing.assert_array_equal(volume.image, nifti.read_scan(moved / volume.source).array)
     assert (volume.group, volume.patient) == ("NOR" if what == "voxels" else "DCM", volume.patient)
@@ -392,7 +392,7 @@ def test_the_archives_own_top_folder_is_found(acdc, tmp_path):
     (tmp_path / "ACDC").mkdir()
     os.symlink(acdc, tmp_path / "ACDC" / "database")
     folder = tfds_builders.build("acdc", tmp_path / "ACDC", tmp_path / "data")
-    assert store.load_volumes(folder, "test")[0].source.startswith("testing/")
+    assert prepared.load_volumes(folder, "test")[0].source.startswith("testing/")
 
 
 def test_wrong_arguments_are_said(acdc, tmp_path, capsys):
@@ -411,14 +411,14 @@ def test_wrong_arguments_are_said(acdc, tmp_path, capsys):
 
 def test_store_says_what_is_wrong(prepared, tmp_path):
     with pytest.raises(UserError, match="has no split 'validation', it has"):
-        store.load_volumes(prepared, "validation")
+        prepared.load_volumes(prepared, "validation")
     with pytest.raises(UserError, match="no prepared data set"):
-        store.splits(tmp_path)
+        prepared.splits(tmp_path)
     copy = pathlib.Path(shutil.copytree(prepared, tmp_path / "acdc" / "1.0.0"))
     (record,) = copy.glob("*train*")
     record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
     with pytest.raises(UserError, match="cannot be read"):
-        store.load_volumes(copy, "train")
+        prepared.load_volumes(copy, "train")
 
 
 def test_real_acdc(shared, tmp_path):
@@ -426,14 +426,14 @@ def test_real_acdc(shared, tmp_path):
     (tmp_path / "acdc/training").mkdir(parents=True)
     for name in ("patient001", "patient023"):
         os.symlink(real / name, tmp_path / "acdc/training" / name)
-    volumes = store.load_volumes(tfds_builders.build("acdc", tmp_path / "acdc", tmp_path / "data"), "train")
+    volumes = prepared.load_volumes(tfds_builders.build("acdc", tmp_path / "acdc", tmp_path / "data"), "train")
     assert [(v.case, v.group) for v in volumes[::2]] == [("patient001_ED", "DCM"), ("patient023_ED", "HCM")]
     assert not any(v.spacing_known for v in volumes)
     np.testing.assert_array_equal(volumes[0].image, nib.load(real.parent / volumes[0].source).get_fdata())
 
 
 def test_real_mnms(shared, tmp_path):
-    volumes = store.load_volumes(tfds_builders.build("mnms", shared / "data/mnms", tmp_path), "test")
+    volumes = prepared.load_volumes(tfds_builders.build("mnms", shared / "data/mnms", tmp_path), "test")
     assert [(v.case, v.vendor) for v in volumes[::2]] == [
         ("C8O0P2_ED", "GE"),
         ("G1K1V3_ED", "Philips"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jras_jax import mesh
-from jras_jax.training import checkpoint
-from jras_jax.training.checkpoint import CheckpointError
+from jras_jax.run_folder import checkpoints
+from jras_jax.run_folder.checkpoints import CheckpointError
 
 
 def arrays(devices=1, scale=1.0):
@@ -23,7 +23,7 @@ def arrays(devices=1, scale=1.0):
 
 @pytest.fixture
 def saved(tmp_path):
-    kept = checkpoint.Checkpoints(tmp_path)
+    kept = checkpoints.Checkpoints(tmp_path)
     for step, dice in ((1, 0.2), (2, 0.7), (3, 0.4)):
         kept.save(step, arrays(scale=step), {"dice": dice, "step": step}, dice)
     kept.close()
@@ -31,7 +31,7 @@ def saved(tmp_path):
 
 
 def opened(workdir, act):
-    kept = checkpoint.Checkpoints(workdir)
+    kept = checkpoints.Checkpoints(workdir)
     try:
         return act(kept)
     finally:
@@ -39,7 +39,7 @@ def opened(workdir, act):
 
 
 def restored(workdir, step, devices=1):
-    return opened(workdir, lambda c: c.restore(step, checkpoint.abstract(arrays(devices))))
+    return opened(workdir, lambda c: c.restore(step, checkpoints.abstract(arrays(devices))))
 
 
 def test_best_and_latest_stay_with_their_checksums(saved):
@@ -59,7 +59,7 @@ def test_it_is_restored_onto_any_number_of_devices(saved, devices):
 
 
 def test_a_part_is_restored_alone(saved):
-    whole = checkpoint.abstract(arrays())
+    whole = checkpoints.abstract(arrays())
     part = opened(saved, lambda c: c.restore_part(2, {"state": {"kernel": whole["state"]["kernel"]}}))
     assert set(part) == {"state"} and set(part["state"]) == {"kernel"}
     np.testing.assert_array_equal(part["state"]["kernel"], arrays(scale=2)["state"]["kernel"])
@@ -90,7 +90,7 @@ def test_a_missing_file_is_refused(saved):
 
 
 def test_arrays_of_another_model_are_refused_by_name(saved):
-    target = checkpoint.abstract(arrays())
+    target = checkpoints.abstract(arrays())
     kernel = target["state"]["kernel"]
     wrong = {
         "expected": jax.ShapeDtypeStruct((16, 5), kernel.dtype, sharding=kernel.sharding),

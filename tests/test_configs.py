@@ -12,8 +12,10 @@ import pytest
 
 from jras_jax import config as configs
 from jras_jax import mesh, models
-from jras_jax.data.preprocess import SliceTable
-from jras_jax.retrieval import gallery as galleries
+from jras_jax.data.slice_table import SliceTable
+from jras_jax.inference.embedder import Embedder
+from jras_jax.joint.build import build_model, init_variables
+from jras_jax.retrieval.gallery import gallery_from_table, with_embeddings
 from jras_jax.training import state, step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -53,8 +55,8 @@ def reduced(config):
 
 def built(config):
     """Model, shapes of the variables, and the group of each parameter."""
-    model = state.build_model(config)
-    shapes = jax.eval_shape(lambda: state.init_variables(model, config))
+    model = build_model(config)
+    shapes = jax.eval_shape(lambda: init_variables(model, config))
     return model, shapes, state.parameter_groups(shapes["params"], config)
 
 
@@ -91,7 +93,7 @@ def trained(text):
     with jax.default_prng_impl("rbg"):  # compiles in a fraction of the default's time
         model, _, groups = built(config)
         device_mesh = mesh.make_mesh(1, 1, jax.devices()[:1])
-        initial = jax.jit(lambda: state.init_variables(model, config)).lower().compile(QUICK)()
+        initial = jax.jit(lambda: init_variables(model, config)).lower().compile(QUICK)()
         before = jax.tree.map(np.array, initial)
         now, tx, shardings = state.create_state(model, config, device_mesh, before)
         gallery, cache = gallery_of(table(), model, config, device_mesh, now.variables)
@@ -110,11 +112,11 @@ def gallery_of(rows, model, config, device_mesh, variables):
     """The gallery of these rows with random embeddings, and the frozen states that a run would keep."""
     embeddings = np.random.default_rng(0).normal(size=(len(rows), config.retriever.dim)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    gallery = galleries.from_table(rows, config.retriever.dim, device_mesh)
-    gallery = galleries.with_embeddings(gallery, embeddings, device_mesh)
+    gallery = gallery_from_table(rows, config.retriever.dim, device_mesh)
+    gallery = with_embeddings(gallery, embeddings, device_mesh)
     if config.retriever.trained_blocks < 0:
         return gallery, None
-    return gallery, step.Refresher(model, device_mesh, len(rows), rows.images).states(variables)
+    return gallery, Embedder(model, device_mesh, len(rows), rows.images).states(variables)
 
 
 def batch_of(rows):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jras_jax.retrieval import contrastive
+from jras_jax.retrieval import losses as retrieval_losses
 
 
 def unit(*shape, seed=0):
@@ -30,27 +30,27 @@ def test_nt_xent_equals_its_definition(seed, temperature):
     patient = np.array([0, 0, 1, 2, 2])
     ignore = patient[:, None] == patient[None]
     for rule in (np.zeros((5, 5), bool), ignore):
-        loss, _ = contrastive.nt_xent(a, b, temperature=temperature, ignore=jnp.asarray(rule))
+        loss, _ = retrieval_losses.nt_xent(a, b, temperature=temperature, ignore=jnp.asarray(rule))
         np.testing.assert_allclose(loss, nt_xent_by_loops(a, b, temperature, rule), rtol=1e-5)
-    without, _ = contrastive.nt_xent(a, b, temperature=temperature)
+    without, _ = retrieval_losses.nt_xent(a, b, temperature=temperature)
     np.testing.assert_allclose(without, nt_xent_by_loops(a, b, temperature, np.eye(5, dtype=bool) & False), rtol=1e-5)
 
 
 def test_nt_xent_of_perfect_pairs_is_near_zero_and_finds_every_partner():
     a = jnp.eye(6)
-    loss, accuracy = contrastive.nt_xent(a, a, temperature=0.05)
+    loss, accuracy = retrieval_losses.nt_xent(a, a, temperature=0.05)
     assert loss < 1e-6 and accuracy == 1
-    loss, accuracy = contrastive.nt_xent(a, jnp.roll(a, 1, 0), temperature=0.05)
+    loss, accuracy = retrieval_losses.nt_xent(a, jnp.roll(a, 1, 0), temperature=0.05)
     assert loss > 10 and accuracy == 0
 
 
 def test_slices_of_one_patient_do_not_push_each_other_away():
     a, b = unit(4, 8), unit(4, 8, seed=1)
     everyone = jnp.ones((4, 4), bool)
-    loss = lambda a: contrastive.nt_xent(a, b, temperature=0.1, ignore=everyone)[0]  # noqa: E731
+    loss = lambda a: retrieval_losses.nt_xent(a, b, temperature=0.1, ignore=everyone)[0]  # noqa: E731
     assert loss(a) == 0  # a pair's partner is all that it is compared with
     np.testing.assert_allclose(jax.grad(loss)(a), 0, atol=1e-6)
-    assert contrastive.nt_xent(a, b, temperature=0.1, ignore=everyone)[1] == 1
+    assert retrieval_losses.nt_xent(a, b, temperature=0.1, ignore=everyone)[1] == 1
 
 
 def test_candidate_loss_equals_its_definition():
@@ -59,19 +59,19 @@ def test_candidate_loss_equals_its_definition():
     p = np.exp(similarity / 0.2) / np.exp(similarity / 0.2).sum(1, keepdims=True)
     helps = judged < judged.mean(1, keepdims=True)
     want = -np.log((p * helps).sum(1)).mean()
-    ours = contrastive.candidate_loss(jnp.asarray(similarity), jnp.asarray(judged), temperature=0.2)
+    ours = retrieval_losses.candidate_loss(jnp.asarray(similarity), jnp.asarray(judged), temperature=0.2)
     np.testing.assert_allclose(ours, want, rtol=1e-5)
 
 
 def test_candidate_loss_pulls_helpers_and_pushes_the_others():
     similarity, judged = jnp.zeros((1, 4)), jnp.asarray([[0.1, 0.2, 0.9, 1.0]])
-    slope = jax.grad(lambda s: contrastive.candidate_loss(s, judged, temperature=0.1))(similarity)[0]
+    slope = jax.grad(lambda s: retrieval_losses.candidate_loss(s, judged, temperature=0.1))(similarity)[0]
     assert (slope[:2] < 0).all() and (slope[2:] > 0).all()
 
 
 def test_candidates_that_are_all_alike_teach_nothing():
     similarity, judged = unit(2, 4), jnp.asarray([[1.0] * 4, [0.0, 1.0, 1.0, 1.0]])
-    loss = lambda s: contrastive.candidate_loss(s, judged, temperature=0.1)  # noqa: E731
+    loss = lambda s: retrieval_losses.candidate_loss(s, judged, temperature=0.1)  # noqa: E731
     slope = jax.grad(loss)(similarity)
     assert np.isfinite(slope).all() and (slope[0] == 0).all() and (slope[1] != 0).any()
 
@@ -79,14 +79,14 @@ def test_candidates_that_are_all_alike_teach_nothing():
 def test_candidates_are_all_alike_although_their_mean_is_rounded_up():
     judged = jnp.full((1, 3), 1.1)
     assert (judged < judged.mean(-1, keepdims=True)).all()
-    loss, slope = jax.value_and_grad(lambda s: contrastive.candidate_loss(s, judged, temperature=0.1))(unit(1, 3))
+    loss, slope = jax.value_and_grad(lambda s: retrieval_losses.candidate_loss(s, judged, temperature=0.1))(unit(1, 3))
     assert loss == 0 and (slope == 0).all()
 
 
 def test_overlap_loss_is_a_divergence():
     overlap = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (3, 6)), jnp.float32)
     allowed = jnp.asarray(np.random.default_rng(1).random((3, 6)) > 0.3).at[:, :2].set(True)
-    ours = lambda s: contrastive.overlap_loss(s, overlap, allowed, temperature=0.1, sharpness=0.05)  # noqa: E731
+    ours = lambda s: retrieval_losses.overlap_loss(s, overlap, allowed, temperature=0.1, sharpness=0.05)  # noqa: E731
     agreeing = overlap * (0.1 / 0.05)
     np.testing.assert_allclose(ours(agreeing), 0, atol=1e-5)
     np.testing.assert_allclose(jax.grad(ours)(agreeing), 0, atol=1e-5)
@@ -97,7 +97,7 @@ def test_overlap_loss_is_a_divergence():
 def test_overlap_loss_does_not_see_forbidden_rows():
     similarity, overlap = unit(2, 6), jnp.abs(unit(2, 6, seed=1))
     allowed = jnp.asarray([[True, True, False, True, False, True]] * 2)
-    loss = lambda s, o: contrastive.overlap_loss(s, o, allowed, temperature=0.1, sharpness=0.05)  # noqa: E731
+    loss = lambda s, o: retrieval_losses.overlap_loss(s, o, allowed, temperature=0.1, sharpness=0.05)  # noqa: E731
     changed = jnp.where(allowed, 0.0, 1.0)
     np.testing.assert_allclose(loss(similarity, overlap), loss(similarity + changed, overlap + changed), rtol=1e-6)
     slope = jax.grad(loss)(similarity, overlap)

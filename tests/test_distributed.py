@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from jras_jax import mesh
+from jras_jax.hosts import HOST_LOST
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def _a_lost_host(tiny, tmp_path):
     assert time.monotonic() - killed < 120
     # Either a collective fails at once, or it hangs until the watch ends it.
     said = (tmp_path / "output0").read_text().splitlines()[-1]
-    assert status in (1, mesh.HOST_LOST), said
+    assert status in (1, HOST_LOST), said
     words = "error: this host stopped, or another one" if status == 1 else "error: host 1 has not been heard of"
     assert said.startswith(words) and "with the same command" in said
     second.wait()

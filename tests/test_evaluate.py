@@ -13,11 +13,13 @@ import pytest
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from jras_jax import choose, commands, evaluate, predict, report, runs
+from jras_jax import report
+from jras_jax.commands import train as train_command
 from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.errors import UserError
-from jras_jax.evaluation import evaluator
-from jras_jax.retrieval import store
+from jras_jax.evaluation import choose, evaluate, evaluator
+from jras_jax.inference import trained_run
+from jras_jax.retrieval import gallery_files
 
 MEASURES = ("dice", "hd", "hd95", "assd")
 
@@ -54,7 +56,7 @@ def test_summary_has_the_means_their_breakdown_and_where_they_come_from(evaluate
     assert summary["split"] == "test" and summary["patients"] == 3 and summary["unit"] == "mm"
     assert "3-D" in summary["protocol"] and "never from the query's own patient" in summary["protocol"]
     assert summary["gallery"]["patients"] == 4 and summary["gallery"]["exclude"] == "patient"
-    assert summary["gallery"]["fingerprint"] == store.fingerprint_of(evaluated / "gallery")
+    assert summary["gallery"]["fingerprint"] == gallery_files.fingerprint_of(evaluated / "gallery")
     assert summary["checkpoint_step"] in (2, 4)
     assert summary["warnings"] == []
 
@@ -82,7 +84,7 @@ def surface_points(mask, zooms):
 def test_scores_are_those_of_the_masks_that_predict_writes(evaluated, tiny, tmp_path):
     """Recomputed with nothing of the project but its masks: overlap by counting, distances by a search tree."""
     scans = scans_of(tiny, "testing")
-    predict.predict(evaluated, scans, tmp_path)
+    scans.predict(evaluated, scans, tmp_path)
     rows = {(r["patient"], r["phase"], r["structure"]): r for r in cases_of(evaluated)}
     compared = 0
     for info in sorted(scans.rglob("Info.cfg")):
@@ -149,7 +151,7 @@ def test_the_baseline_inside_a_run_is_scored_with_it_and_stands_in_the_report(ev
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
     tiny.train(folder / "baseline", retrieval__enabled=False)
-    commands.evaluate_mode(str(folder), ("--config.eval.split=test",), tiny.build)
+    train_command.evaluate_mode(str(folder), ("--config.eval.split=test",), tiny.build)
     own, baseline = summary_of(folder), summary_of(folder / "baseline")
     assert own["gallery"]["enabled"] and baseline["gallery"] == {"enabled": False}
     assert baseline["retrieval"] == {} and "guides" not in baseline["protocol"]
@@ -251,8 +253,8 @@ def test_an_option_counts_as_measured_where_validation_chose_it_for_this_checkpo
     shutil.copytree(source, folder)
     path = folder / "evaluation" / "choices.json"
     components = {"postprocess": "largest_component", "tta": False}
-    plain = runs.open_run(folder)
-    used = runs.open_run(folder, ("--config.eval.postprocess=largest_component",))
+    plain = trained_run.open_run(folder)
+    used = trained_run.open_run(folder, ("--config.eval.postprocess=largest_component",))
     cases = ({"chosen": components}, False), ({"chosen": choose.PLAIN}, True)
     for change, unmeasured in (*cases, ({"chosen": components, "checkpoint_step": 99}, True)):
         path.write_text(json.dumps(found | change))

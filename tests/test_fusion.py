@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jras_jax import fusion
 from jras_jax.errors import UserError
+from jras_jax.joint import fusion
 from jras_jax.retrieval import selection
 from jras_jax.retrieval.gallery import Guides
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import run as program
-from jras_jax import galleries, predict, runs
+from jras_jax.commands import gallery as gallery_command
 from jras_jax.data import pairs
 from jras_jax.errors import UserError
-from jras_jax.retrieval import store
+from jras_jax.inference import scans, trained_run
+from jras_jax.retrieval import gallery_files
 
 ACDC = pairs.convention_labels("acdc")
 MNMS = pairs.convention_labels("mnms")
@@ -136,8 +137,8 @@ def run(trained_run, tiny, tmp_path_factory):
     """A copy of the tiny run, its gallery made."""
     folder = tmp_path_factory.mktemp("galleries") / "run"
     shutil.copytree(trained_run, folder)
-    opened = runs.open_run(folder)
-    runs.train_gallery(opened, runs.dataset.prepare(opened.config, tiny.build, opened.splits()))
+    opened = trained_run.open_run(folder)
+    trained_run.train_gallery(opened, trained_run.dataset.prepare(opened.config, tiny.build, opened.splits()))
     return folder
 
 
@@ -150,14 +151,14 @@ def testing(tiny, run):
 @pytest.fixture(scope="module")
 def hospital(run, testing, tiny, tmp_path_factory):
     """A gallery of the three, made once."""
-    return galleries.make(run, tmp_path_factory.mktemp("hospital") / "g", tiny.build, source=testing)[0]
+    return gallery_command.make(run, tmp_path_factory.mktemp("hospital") / "g", tiny.build, source=testing)[0]
 
 
 def same_rows(a, b):
     """Two galleries hold the same slices, in whatever order."""
 
     def rows(folder):
-        table, embeddings = store.read(folder)
+        table, embeddings = gallery_files.read(folder)
         names = [f"{table.cases[c]} {z}" for c, z in zip(table.case, table.slice_index, strict=True)]
         pixels = (np.concatenate([table.images, table.masks], 1), embeddings)
         return {name: [x[i] for x in pixels] for i, name in enumerate(names)}
@@ -170,7 +171,7 @@ def same_rows(a, b):
 
 
 def test_the_same_patients_from_files_and_from_the_data_set_give_the_same_gallery(run, hospital, tiny, tmp_path):
-    folder, table = galleries.make(run, tmp_path / "g", tiny.build, split="test")
+    folder, table = gallery_command.make(run, tmp_path / "g", tiny.build, split="test")
     assert sorted(table.patients) == ["patient101", "patient102", "patient103"]
     same_rows(folder, hospital)
 
@@ -178,32 +179,34 @@ def test_the_same_patients_from_files_and_from_the_data_set_give_the_same_galler
 def test_a_gallery_without_a_patient_and_then_with_him_again_is_the_gallery(run, hospital, testing, tiny, tmp_path):
     folder = tmp_path / "g"
     shutil.copytree(hospital, folder)
-    _, table = galleries.make(run, None, tiny.build, base=folder, remove=("patient102",))
-    assert sorted(table.patients) == ["patient101", "patient103"] == sorted(store.read(folder)[0].patients)
-    galleries.make(run, None, tiny.build, base=folder, add=testing / "patient102")
+    _, table = gallery_command.make(run, None, tiny.build, base=folder, remove=("patient102",))
+    assert sorted(table.patients) == ["patient101", "patient103"] == sorted(gallery_files.read(folder)[0].patients)
+    gallery_command.make(run, None, tiny.build, base=folder, add=testing / "patient102")
     same_rows(folder, hospital)
-    galleries.make(run, None, tiny.build, base=folder, add=testing / "patient102")
+    gallery_command.make(run, None, tiny.build, base=folder, add=testing / "patient102")
     same_rows(folder, hospital)  # a case that is there already is replaced, not doubled
 
 
 def test_only_the_slices_that_are_added_are_embedded(run, hospital, testing, tiny, tmp_path, monkeypatch):
     seen = []
-    embed = runs.Opened.embed
-    monkeypatch.setattr(runs.Opened, "embed", lambda self, images: seen.append(len(images)) or embed(self, images))
+    embed = trained_run.Opened.embed
+    monkeypatch.setattr(
+        trained_run.Opened, "embed", lambda self, images: seen.append(len(images)) or embed(self, images)
+    )
     folder = tmp_path / "g"
-    galleries.make(run, folder, tiny.build, base=hospital, remove=("patient102",))
+    gallery_command.make(run, folder, tiny.build, base=hospital, remove=("patient102",))
     assert seen == []
-    added = len(store.read(hospital)[0]) - len(store.read(folder)[0])
-    galleries.make(run, None, tiny.build, base=folder, add=testing / "patient102")
+    added = len(gallery_files.read(hospital)[0]) - len(gallery_files.read(folder)[0])
+    gallery_command.make(run, None, tiny.build, base=folder, add=testing / "patient102")
     assert seen == [added] and added > 0
     same_rows(folder, hospital)
 
 
 def test_changes_go_to_output_where_it_is_given(run, hospital, tiny, tmp_path):
-    before = (hospital / store.ARRAYS).read_bytes()
-    galleries.make(run, tmp_path / "g", tiny.build, base=hospital, remove=("patient101",))
-    assert (hospital / store.ARRAYS).read_bytes() == before
-    assert "patient101" not in store.read(tmp_path / "g")[0].patients
+    before = (hospital / gallery_files.ARRAYS).read_bytes()
+    gallery_command.make(run, tmp_path / "g", tiny.build, base=hospital, remove=("patient101",))
+    assert (hospital / gallery_files.ARRAYS).read_bytes() == before
+    assert "patient101" not in gallery_files.read(tmp_path / "g")[0].patients
 
 
 def guides_of(mask):
@@ -212,11 +215,11 @@ def guides_of(mask):
 
 
 def test_prediction_takes_its_guides_from_the_gallery_it_is_given(run, hospital, tiny, tmp_path, capsys):
-    patient = runs.open_run(run).splits()["validation"][0]
+    patient = trained_run.open_run(run).splits()["validation"][0]
     scan = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
-    (own,) = predict.predict(run, scan, tmp_path / "own")
-    (stored,) = predict.predict(run, scan, tmp_path / "stored", gallery=hospital)
-    train = {f"{p}_{phase}" for p in runs.open_run(run).splits()["train"] for phase in ("ED", "ES")}
+    (own,) = scans.predict(run, scan, tmp_path / "own")
+    (stored,) = scans.predict(run, scan, tmp_path / "stored", gallery=hospital)
+    train = {f"{p}_{phase}" for p in trained_run.open_run(run).splits()["train"] for phase in ("ED", "ES")}
     test = {f"patient{n}_{phase}" for n in (101, 102, 103) for phase in ("ED", "ES")}
     assert {g["case"] for s in guides_of(own) for g in s} <= train
     assert {g["case"] for s in guides_of(stored) for g in s} <= test
@@ -224,53 +227,53 @@ def test_prediction_takes_its_guides_from_the_gallery_it_is_given(run, hospital,
 
 
 def test_a_folder_of_pairs_serves_as_the_gallery_made_of_it(run, hospital, testing, tiny, tmp_path, capsys):
-    patient = runs.open_run(run).splits()["validation"][0]
+    patient = trained_run.open_run(run).splits()["validation"][0]
     scan = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
-    (stored,) = predict.predict(run, scan, tmp_path / "stored", gallery=hospital)
+    (stored,) = scans.predict(run, scan, tmp_path / "stored", gallery=hospital)
     capsys.readouterr()
-    (direct,) = predict.predict(run, scan, tmp_path / "direct", gallery=testing)
+    (direct,) = scans.predict(run, scan, tmp_path / "direct", gallery=testing)
     lines = [line for line in capsys.readouterr().out.splitlines() if "made in memory" in line]
     assert len(lines) == 1 and "of 3 patients" in lines[0]
     # Rows may stand in another order, so that equal cases are compared, not bytes.
     named = [[[(g["case"], g["slice"]) for g in s] for s in guides_of(m)] for m in (stored, direct)]
     assert named[0] == named[1]
     assert np.array_equal(*(np.asarray(nib.load(m).dataobj) for m in (stored, direct)))
-    assert not (testing / store.FACTS).exists()
+    assert not (testing / gallery_files.FACTS).exists()
 
 
 def test_a_gallery_patients_scan_needs_guides_of_others(run, testing, tmp_path):
     with pytest.raises(UserError, match="0 slices of patients other than patient101"):
-        predict.predict(run, testing / "patient101", tmp_path, gallery=testing / "patient101")
+        scans.predict(run, testing / "patient101", tmp_path, gallery=testing / "patient101")
 
 
 def test_a_gallery_of_another_retriever_is_refused(run, hospital, tiny, tmp_path):
     folder = tmp_path / "g"
     shutil.copytree(hospital, folder)
-    facts = json.loads((folder / store.FACTS).read_text())
-    (folder / store.FACTS).write_text(json.dumps(facts | {"fingerprint": "0" * 64}))
+    facts = json.loads((folder / gallery_files.FACTS).read_text())
+    (folder / gallery_files.FACTS).write_text(json.dumps(facts | {"fingerprint": "0" * 64}))
     for use in (
-        lambda: galleries.opened(runs.open_run(run), folder),
-        lambda: galleries.make(run, None, tiny.build, base=folder, remove=("patient101",)),
+        lambda: gallery_command.opened(trained_run.open_run(run), folder),
+        lambda: gallery_command.make(run, None, tiny.build, base=folder, remove=("patient101",)),
     ):
-        with pytest.raises(store.GalleryError, match=r"made by another retriever .*--mode=gallery"):
+        with pytest.raises(gallery_files.GalleryError, match=r"made by another retriever .*--mode=gallery"):
             use()
 
 
 def test_changed_bytes_are_found(run, hospital, tmp_path):
     folder = tmp_path / "g"
     shutil.copytree(hospital, folder)
-    path = folder / store.ARRAYS
+    path = folder / gallery_files.ARRAYS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(store.GalleryError, match="does not match its checksum"):
-        galleries.opened(runs.open_run(run), folder)
+    with pytest.raises(gallery_files.GalleryError, match="does not match its checksum"):
+        gallery_command.opened(trained_run.open_run(run), folder)
 
 
 def test_mistakes_are_named_before_anything_is_written(run, hospital, testing, tiny, tmp_path):
     def refused(message, output=None, **arguments):
         with pytest.raises(UserError, match=message):
-            galleries.make(run, output, tiny.build, **arguments)
+            gallery_command.make(run, output, tiny.build, **arguments)
 
     out = tmp_path / "out"
     refused("starts from one of --input, --split, --gallery; none", out)
@@ -284,17 +287,17 @@ def test_mistakes_are_named_before_anything_is_written(run, hospital, testing, t
     refused("holds the labels", out, source=testing, labels="LV:1,MYO:2,RV:9")
     assert not out.exists()
     with pytest.raises(UserError, match=r"holds neither a gallery .* nor labelled scans"):
-        galleries.opened(runs.open_run(run), tmp_path)
+        gallery_command.opened(trained_run.open_run(run), tmp_path)
 
 
 def test_a_run_without_retrieval_has_no_use_for_a_gallery(run, testing, tiny, tmp_path, monkeypatch):
-    opened = runs.open_run(run)
+    opened = trained_run.open_run(run)
     config = dataclasses.replace(opened.config, retrieval=dataclasses.replace(opened.config.retrieval, enabled=False))
-    monkeypatch.setattr(runs, "open_run", lambda *a: dataclasses.replace(opened, config=config))
+    monkeypatch.setattr(trained_run, "open_run", lambda *a: dataclasses.replace(opened, config=config))
     with pytest.raises(UserError, match="trained without retrieval"):
-        galleries.make(run, tmp_path / "g", tiny.build, source=testing)
+        gallery_command.make(run, tmp_path / "g", tiny.build, source=testing)
     with pytest.raises(UserError, match="trained without retrieval"):
-        predict.predict(run, testing / "patient101", tmp_path / "out", gallery=testing)
+        scans.predict(run, testing / "patient101", tmp_path / "out", gallery=testing)
 
 
 def test_the_command_line_makes_changes_and_uses_a_gallery(run, testing, tmp_path, capsys):

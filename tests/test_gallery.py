@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from jras_jax import mesh
-from jras_jax.data.preprocess import SliceTable
+from jras_jax.data.slice_table import SliceTable
 from jras_jax.errors import UserError
-from jras_jax.retrieval import gallery as galleries
 from jras_jax.retrieval import selection
-from jras_jax.retrieval.gallery import HostRows, QueryKeys
+from jras_jax.retrieval.gallery import (
+    HostRows,
+    QueryKeys,
+    allowed_rows,
+    check_candidates,
+    gallery_from_table,
+    with_embeddings,
+    with_rows,
+)
+from jras_jax.retrieval.search import fetch, gather_rows, mix, search
 
 ROWS, DIM, SIDE, BATCH, K, CLASSES, PATIENTS = 37, 8, 4, 8, 5, 4, 9
 STRATEGIES = selection.STRATEGIES
@@ -52,8 +60,8 @@ def over(devices):
 def gallery_on(device_mesh, rows=None, embeddings=None, memory="device"):
     rows = table() if rows is None else rows
     embeddings = unit(np.random.default_rng(1), len(rows), DIM) if embeddings is None else embeddings
-    empty = galleries.from_table(rows, DIM, device_mesh, memory=memory)
-    return galleries.with_embeddings(empty, embeddings, device_mesh)
+    empty = gallery_from_table(rows, DIM, device_mesh, memory=memory)
+    return with_embeddings(empty, embeddings, device_mesh)
 
 
 @functools.cache
@@ -63,14 +71,14 @@ def retrieval(devices, strategy, exclude, k=K, recall_target=1.0):
 
     @jax.jit
     def run(gallery, embeddings, queries, scores, key):
-        found = galleries.search(
+        found = search(
             gallery, embeddings, queries, strategy=strategy, k=k, temperature=0.1, exclude=exclude,
             recall_target=recall_target, scores=scores if strategy == "oracle" else None, key=key, mesh=device_mesh,
         )  # fmt: skip
         if strategy == "softmax":
-            guides = galleries.mix(gallery, found[1], found[2], CLASSES, chunk=8)
+            guides = mix(gallery, found[1], found[2], CLASSES, chunk=8)
         else:
-            guides = galleries.fetch(gallery, *found, CLASSES, mesh=device_mesh)
+            guides = fetch(gallery, *found, CLASSES, mesh=device_mesh)
         return *found, guides.images, guides.masks
 
     return run
@@ -222,7 +230,7 @@ def test_a_gallery_in_host_memory_gives_the_same_guides(devices):
 def test_softmax_over_a_host_gallery_is_refused():
     gallery = gallery_on(None, memory="host")
     with pytest.raises(UserError, match=r"gallery_memory='device'"):
-        galleries.mix(gallery, jnp.ones((1, ROWS)) / ROWS, jnp.ones((1, ROWS)), CLASSES)
+        mix(gallery, jnp.ones((1, ROWS)) / ROWS, jnp.ones((1, ROWS)), CLASSES)
 
 
 @pytest.mark.parametrize("chunk", [8, 37, 256])
@@ -235,7 +243,7 @@ def test_mix_and_its_gradient_equal_one_dense_product(chunk):
     to_image, to_mask = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, SIDE, SIDE), (3, SIDE, SIDE, 4)))
 
     def ours(w):
-        mixed = galleries.mix(gallery, w, w, CLASSES, chunk=chunk)
+        mixed = mix(gallery, w, w, CLASSES, chunk=chunk)
         return jnp.sum(mixed.images[:, 0] * to_image) + jnp.sum(mixed.masks[:, 0] * to_mask)
 
     def dense(w):
@@ -244,7 +252,7 @@ def test_mix_and_its_gradient_equal_one_dense_product(chunk):
 
     np.testing.assert_allclose(ours(weights), dense(weights), rtol=1e-4)
     np.testing.assert_allclose(jax.grad(ours)(weights), jax.grad(dense)(weights), rtol=1e-4, atol=1e-4)
-    mixed = galleries.mix(gallery, weights, weights, CLASSES, chunk=chunk)
+    mixed = mix(gallery, weights, weights, CLASSES, chunk=chunk)
     np.testing.assert_array_equal(mixed.indices[:, 0], weights.argmax(1))
     np.testing.assert_array_equal(mixed.weights, np.ones((3, 1)))
 
@@ -272,7 +280,7 @@ def test_rows_beyond_the_end_are_left_out_when_part_is_refreshed(devices):
     sharding, length = gallery.embeddings.sharding, len(gallery)
     rows = np.arange(32, 32 + 16)
     new = unit(np.random.default_rng(9), 16, DIM)
-    after = galleries.with_rows(gallery, rows, jnp.asarray(new)).embeddings
+    after = with_rows(gallery, rows, jnp.asarray(new)).embeddings
     np.testing.assert_array_equal(after[:32], before[:32])
     np.testing.assert_array_equal(after[32:length], new[: length - 32])
     assert after.sharding == sharding
@@ -292,27 +300,27 @@ def test_gathered_batches_that_do_not_divide_are_whole_on_every_device():
     device_mesh = over(8)
     gallery = gallery_on(device_mesh)
     indices = jnp.asarray([[0, 36], [5, 6], [36, 1]])
-    found = jax.jit(functools.partial(galleries.gather_rows, mesh=device_mesh))(gallery.images, indices)
+    found = jax.jit(functools.partial(gather_rows, mesh=device_mesh))(gallery.images, indices)
     np.testing.assert_array_equal(found, table().images[np.asarray(indices)])
 
 
 def test_too_few_candidates_are_found_before_training():
     rows = table()
     most = int(np.bincount(rows.patient).max())
-    galleries.check_candidates(rows, "patient", ROWS - most)
+    check_candidates(rows, "patient", ROWS - most)
     with pytest.raises(UserError, match=rf"leaves a query only {ROWS - most}"):
-        galleries.check_candidates(rows, "patient", ROWS - most + 1)
-    galleries.check_candidates(rows, "slice", ROWS - 1)
+        check_candidates(rows, "patient", ROWS - most + 1)
+    check_candidates(rows, "slice", ROWS - 1)
     with pytest.raises(UserError, match="top_k"):
-        galleries.check_candidates(rows, "slice", ROWS)
-    galleries.check_candidates(rows, "none", ROWS)
+        check_candidates(rows, "slice", ROWS)
+    check_candidates(rows, "none", ROWS)
 
 
 def test_an_unknown_leak_rule_is_refused_rather_than_ignored():
     queries, _ = asked(0)
     for check in (
-        lambda: galleries.allowed_rows(gallery_on(None), queries, "patients"),
-        lambda: galleries.check_candidates(table(), "patients", 2),
+        lambda: allowed_rows(gallery_on(None), queries, "patients"),
+        lambda: check_candidates(table(), "patients", 2),
     ):
         with pytest.raises(UserError, match=r"exclude='patients'.*patient, slice, none"):
             check()
@@ -322,4 +330,4 @@ def test_an_empty_gallery_is_refused():
     whole = table()
     names = {f.name for f in dataclasses.fields(whole) if f.name not in ("cases", "patients", "vendors")}
     with pytest.raises(UserError, match="empty"):
-        galleries.from_table(dataclasses.replace(whole, **{n: getattr(whole, n)[:0] for n in names}), DIM)
+        gallery_from_table(dataclasses.replace(whole, **{n: getattr(whole, n)[:0] for n in names}), DIM)

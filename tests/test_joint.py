@@ -7,8 +7,8 @@ import pytest
 
 from jras_jax import joint
 from jras_jax.errors import UserError
+from jras_jax.joint.build import build_model, init_variables
 from jras_jax.retrieval.gallery import QueryKeys
-from jras_jax.training import state
 from tests.test_gallery import BATCH, CLASSES, DIM, ROWS, gallery_on, table, unit
 
 TOP = joint.Selection("top_k", 2, 0.1, "patient")
@@ -56,8 +56,8 @@ def test_parameters_of_the_baseline_are_those_of_the_backbone(tiny, kind):
     shapes = {}
     for enabled in (True, False):
         config = tiny.config(retrieval__enabled=enabled, fusion__name=kind)
-        model = state.build_model(config)
-        shapes[enabled] = jax.eval_shape(lambda m=model, c=config: state.init_variables(m, c))["params"]
+        model = build_model(config)
+        shapes[enabled] = jax.eval_shape(lambda m=model, c=config: init_variables(m, c))["params"]
     assert set(shapes[False]) == {"backbone"}
     assert {"backbone", "retriever"} <= set(shapes[True])
     pairs = zip(jax.tree.leaves(shapes[True]["backbone"]), jax.tree.leaves(shapes[False]["backbone"]), strict=True)

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from jras_jax.data import pipeline
+from jras_jax.data.batches import Batches
 from jras_jax.errors import UserError
-from jras_jax.training import checkpoint, loop, step
+from jras_jax.run_folder import checkpoints
+from jras_jax.training import loop, step
 
 
 def arrays_of(workdir, at):
     """All arrays of a checkpoint (state and gallery embeddings) by name, without a model: as they were saved."""
-    kept = checkpoint.Checkpoints(workdir)
+    kept = checkpoints.Checkpoints(workdir)
     try:
         meta = kept.meta(at)
         shapes = kept._manager.item_metadata(at)["state"]
@@ -41,7 +42,7 @@ def stop_after(monkeypatch):
     """SIGTERM, as a cluster sends it, while the loop fetches the batch of step n."""
 
     def arrange(n):
-        plain, fetched = pipeline.Batches.__next__, []
+        plain, fetched = Batches.__next__, []
 
         def fetch(self):
             fetched.append(1)
@@ -49,7 +50,7 @@ def stop_after(monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(self)
 
-        monkeypatch.setattr(pipeline.Batches, "__next__", fetch)
+        monkeypatch.setattr(Batches, "__next__", fetch)
 
     return arrange
 
@@ -83,7 +84,7 @@ def test_a_run_leaves_what_the_architecture_promises(trained_run):
 
 
 def test_best_and_latest_are_kept(trained_run):
-    kept = checkpoint.Checkpoints(trained_run)
+    kept = checkpoints.Checkpoints(trained_run)
     best, latest = kept.best(), kept.latest()
     kept.close()
     assert latest == 4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jras_jax import losses
+from jras_jax.joint import losses
 
 
 def labels(seed=0, b=3, s=12):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jras_jax import mesh
 from jras_jax.errors import UserError
+from jras_jax.hosts import any_host, first_host_first, initialize_hosts
 
 
 def test_the_data_axis_takes_what_the_model_axis_leaves():
@@ -72,15 +73,15 @@ def test_large_kernels_are_shared_by_the_model_axis_and_nothing_else():
 def test_a_single_host_needs_no_agreement(monkeypatch):
     asked = []
     monkeypatch.setattr(mesh, "_store", lambda: asked.append(True))
-    assert mesh.any_host(True) is True and mesh.any_host(False) is False
-    with mesh.first_host_first():
+    assert any_host(True) is True and any_host(False) is False
+    with first_host_first():
         asked.append("entered")
     assert asked == ["entered"]
 
 
 def test_incomplete_host_flags_are_refused():
     with pytest.raises(UserError, match="together"):
-        mesh.initialize_hosts("localhost:1", 2)
+        initialize_hosts("localhost:1", 2)
 
 
 class _Store:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from jras_jax.data.pipeline import Batches, make_folds, make_splits, pick
-from jras_jax.data.preprocess import Grid, slice_table
+from jras_jax.data.batches import Batches
+from jras_jax.data.grid import Grid
+from jras_jax.data.slice_table import slice_table
+from jras_jax.data.splits import make_folds, make_splits, pick
 from jras_jax.errors import UserError
 from tests.test_preprocess import blob, volume
 

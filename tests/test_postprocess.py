@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jras_jax.evaluation import postprocess
+from jras_jax.inference import postprocess
 
 
 def scene():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jras_jax.data import Volume
-from jras_jax.data.preprocess import Grid, base_first, grid_map, orientation, slice_table, to_uint8, volume_slices
+from jras_jax.data.grid import Grid, grid_map, orientation, to_uint8, volume_slices
+from jras_jax.data.slice_table import base_first, slice_table
 
 
 def blob(shape=(60, 52, 4), centre=(33, 22), radius=12.0):

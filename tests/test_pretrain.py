@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 
 from jras_jax.errors import UserError
-from jras_jax.training import initial, pretrain, state
+from jras_jax.joint.build import build_model, init_variables
+from jras_jax.training import initial, pretrain
 from tests.test_step import ROWS, table
 
 SHORT = {"pretrain__num_steps": 3, "pretrain__batch_size": 8, "train__log_every": 1}
@@ -61,9 +62,9 @@ def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path):
     assert len(losses) == 3 and np.isfinite(losses).all()
     trained = safetensors.numpy.load_file(written)
     config = tiny.config(retriever__init_from=tmp_path / "retriever")
-    started = initial.variables(state.build_model(config), config)["params"]["retriever"]
+    started = initial.variables(build_model(config), config)["params"]["retriever"]
     started = flax.traverse_util.flatten_dict(started, sep="/")
-    random = jax.jit(lambda: state.init_variables(state.build_model(config), config))()["params"]["retriever"]
+    random = jax.jit(lambda: init_variables(build_model(config), config))()["params"]["retriever"]
     random = flax.traverse_util.flatten_dict(random, sep="/")
     for name in ("project2/kernel", "encoder/block_0/mlp/fc1/kernel"):
         found = next(x for key, x in trained.items() if key.endswith(name))
@@ -78,4 +79,4 @@ def test_what_cannot_be_pretrained_is_refused(tiny, tmp_path):
         pretrain.pretrain_retriever(tiny.config(pretrain__batch_size=5000), tmp_path, tiny.build)
     with pytest.raises(UserError, match=r"retriever.init_from='nowhere': no such file"):
         config = tiny.config(retriever__init_from="nowhere")
-        initial.variables(state.build_model(config), config)
+        initial.variables(build_model(config), config)

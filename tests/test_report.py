@@ -24,11 +24,11 @@ from jras_jax.report import (
     cases,
     charts,
     evidence,
+    files,
     images,
     markup,
     process,
     results,
-    run_folder,
     write_report,
 )
 
@@ -540,10 +540,10 @@ def test_text_and_lines_stand_out_in_both_schemes(page):
 
 
 def test_run_folder_reads_what_is_there(folders):
-    run = run_folder.read(folders / "run")
+    run = files.read(folders / "run")
     assert run.name == "phantom_unet" and run.unit == "mm" and len(run.evidence) == 4
     assert [step for step, _ in run.metrics["val/dice"]] == [100, 200, 300, 400]
-    assert set(run.evidence) <= {run_folder.case_name(r) for r in run.cases}
+    assert set(run.evidence) <= {files.case_name(r) for r in run.cases}
 
 
 def test_mixed_units_are_not_averaged(folders, tmp_path):
@@ -554,5 +554,5 @@ def test_mixed_units_are_not_averaged(folders, tmp_path):
     metrics.write_cases_csv(run / "evaluation" / "cases.csv", rows)
     summary = json.loads((run / "evaluation" / "summary.json").read_text()) | {"unit": "mixed"}
     (run / "evaluation" / "summary.json").write_text(json.dumps(summary))
-    assert all(math.isnan(r["hd95"]) for r in run_folder.read(run).cases)
+    assert all(math.isnan(r["hd95"]) for r in files.read(run).cases)
     assert "mixed, not averaged" in Outline(write_report(run).read_text(encoding="utf-8")).text

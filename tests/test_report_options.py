@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jras_jax.report import analysis, axes, results, run_folder, write_report
+from jras_jax.report import analysis, axes, files, results, write_report
 from tests.test_report import write_fake_run
 
 
@@ -31,7 +31,7 @@ CHOICES = {
 
 def page(tmp_path, **changes):
     write_fake_run(tmp_path / "run")
-    step = run_folder.read(tmp_path / "run").summary["checkpoint_step"]
+    step = files.read(tmp_path / "run").summary["checkpoint_step"]
     found = CHOICES | {"checkpoint_step": step} | changes
     (tmp_path / "run" / "evaluation" / "choices.json").write_text(json.dumps(found))
     return write_report(tmp_path / "run").read_text()

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jras_jax import mesh
-from jras_jax.data.preprocess import SliceTable
-from jras_jax.retrieval import gallery as galleries
+from jras_jax.data.slice_table import SliceTable
+from jras_jax.inference.embedder import Embedder
+from jras_jax.joint.build import build_model
+from jras_jax.retrieval.gallery import gallery_from_table, with_embeddings
 from jras_jax.training import state, step
 
 SIDE, PATIENTS, SLICES, BATCH = 32, 4, 4, 8
@@ -49,13 +51,13 @@ class Ready:
     def __init__(self, config, data=1, model=1, contrast=False, cached=False):
         self.config, self.contrast = config, contrast
         self.mesh = mesh.make_mesh(data, model, jax.devices()[: data * model])
-        built = state.build_model(config)
+        built = build_model(config)
         self.state, tx, shardings = state.create_state(built, config, self.mesh)
         self.before = jax.tree.map(np.array, self.state.params)
-        self.refresher = step.Refresher(built, self.mesh, ROWS, table().images)
-        empty = galleries.from_table(table(), config.retriever.dim, self.mesh)
+        self.refresher = Embedder(built, self.mesh, ROWS, table().images)
+        empty = gallery_from_table(table(), config.retriever.dim, self.mesh)
         start = self.refresher.embeddings(self.state.variables)
-        self.gallery = galleries.with_embeddings(empty, start, self.mesh)
+        self.gallery = with_embeddings(empty, start, self.mesh)
         self.cache = self.refresher.states(self.state.variables) if cached else None
         self.setup = step.Step(built, tx, config, self.mesh)
         jitted = step.compile_step(self.setup, shardings, self.mesh)
@@ -139,7 +141,7 @@ def test_the_state_is_donated(single):
 
 def test_without_retrieval_the_step_has_neither_retriever_nor_its_metrics(small):
     config = small(retrieval__enabled=False)
-    built = state.build_model(config)
+    built = build_model(config)
     device_mesh = mesh.make_mesh(1, 1, jax.devices()[:1])
     fresh, tx, shardings = state.create_state(built, config, device_mesh)
     assert set(fresh.params) == {"backbone"}
@@ -230,7 +232,7 @@ def test_kept_states_give_what_a_full_pass_gives(small):
 
 def test_parts_of_a_refresh_are_the_whole(single, small):
     ready = single[2]
-    refresher = step.Refresher(ready.setup.model, ready.mesh, 3, table().images)
+    refresher = Embedder(ready.setup.model, ready.mesh, 3, table().images)
     assert refresher.chunks == 6
     variables = ready.state.variables
     whole = refresher.embeddings(variables)
@@ -238,5 +240,5 @@ def test_parts_of_a_refresh_are_the_whole(single, small):
     rows, last = refresher.part(variables, 5)
     assert rows.tolist() == [15, 16, 17]
     np.testing.assert_array_equal(np.asarray(last)[:1], whole[15:])
-    big = step.Refresher(ready.setup.model, ready.mesh, ROWS, table().images).embeddings(variables)
+    big = Embedder(ready.setup.model, ready.mesh, ROWS, table().images).embeddings(variables)
     np.testing.assert_allclose(whole, big, atol=1e-5)

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from absl import logging
 
+from jras_jax import files
 from jras_jax.convert.rules import Arrays, fail
 from jras_jax.errors import UserError
 
@@ -45,12 +45,8 @@ def save(path: str | os.PathLike[str], tree: Mapping[str, Any], provenance: Mapp
       tree: nested dict of arrays.
       provenance: JSON-able facts for the file's header.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
-    partial = path.with_name(path.name + ".partial")
-    safetensors.numpy.save_file(arrays, partial, {"provenance": json.dumps(dict(provenance or {}), sort_keys=True)})
-    partial.replace(path)
+    metadata = {"provenance": json.dumps(dict(provenance or {}), sort_keys=True)}
+    files.save_tensors(path, flatten(tree), metadata)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

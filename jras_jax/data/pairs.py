@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from absl import logging
@@ -27,20 +27,30 @@ def convention_labels(convention: str) -> dict[str, int]:
     return {name: values[label] for name, label in STRUCTURES.items()}
 
 
-def parse_labels(text: str) -> dict[str, int]:
+def parse_labels(text: str, structures: Collection[str] = ()) -> dict[str, int]:
     """'LV:1,MYO:2,RV:3' -> {'LV': 1, 'MYO': 2, 'RV': 3}.
 
+    Args:
+      text: NAME:LABEL,... with labels of 1 to 255.
+      structures: if given, the names that must occur, each once.
+
     Raises:
-      UserError: not of that form, not each of RV, MYO and LV once, or a value that is no label or stands twice.
+      UserError: not of that form, a name or label twice, or not the names that must occur.
     """
     labels: dict[str, int] = {}
     for part in text.split(","):
         name, _, value = (p.strip() for p in part.partition(":"))
-        if name not in STRUCTURES or name in labels or not value.isdecimal() or not 1 <= int(value) <= 255:
-            raise UserError(f"--labels={text}: {part!r}; give each structure and its label once, as LV:1,MYO:2,RV:3")
+        if not name or not value.isdecimal() or not 1 <= int(value) <= 255:
+            raise UserError(
+                f"--labels={text}: {part!r} is not NAME:LABEL with a label of 1 to 255, as in LV:1,MYO:2,RV:3"
+            )
+        if name in labels or int(value) in labels.values():
+            raise UserError(
+                f"--labels={text}: {part!r} repeats a structure or a label; give each once, as in LV:1,MYO:2,RV:3"
+            )
         labels[name] = int(value)
-    if set(labels) != set(STRUCTURES) or len(set(labels.values())) != len(labels):
-        raise UserError(f"--labels={text}: give each of {', '.join(STRUCTURES)} a label of its own, as LV:1,MYO:2,RV:3")
+    if structures and set(labels) != set(structures):
+        raise UserError(f"--labels={text}: give a label to each of {', '.join(structures)}, as in LV:1,MYO:2,RV:3")
     return labels
 
 

@@ -7,39 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jras_jax import joint
-from jras_jax.config import Config
 from jras_jax.data import STRUCTURES, Volume
-from jras_jax.data.preprocess import Grid, SliceTable
-from jras_jax.dataset import grid_of
-from jras_jax.evaluation import metrics, postprocess
-from jras_jax.inference import Segmenter, VolumePrediction
-from jras_jax.retrieval.gallery import Gallery
-
-
-def make_segmenter(
-    config: Config,
-    model: joint.JointModel,
-    variables: joint.Variables,
-    gallery: Gallery | None,
-    mesh: jax.sharding.Mesh,
-    grid: Grid | None = None,
-) -> Segmenter:
-    """The segmenter that a config describes; `grid` in place of the config's."""
-    return Segmenter(
-        model,
-        variables,
-        gallery,
-        None if gallery is None else joint.Selection.of(config.retrieval),
-        grid or grid_of(config),
-        batch_size=config.eval.batch_size,
-        device_mesh=mesh,
-        tta=config.eval.tta,
-        seed=config.seed,
-    )
+from jras_jax.data.dice import structure_counts
+from jras_jax.data.slice_table import SliceTable
+from jras_jax.evaluation import metrics
+from jras_jax.inference.postprocess import postprocessed
+from jras_jax.inference.segmenter import Segmenter, VolumePrediction
+from jras_jax.retrieval import measures
 
 
 def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.ndarray | None]:
@@ -57,29 +33,22 @@ def predictions(
     segmenter: Segmenter,
     volumes: Iterable[Volume],
     table: SliceTable | None,
+    *,
     rule: str = "none",
     progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
 ) -> Iterable[tuple[Volume, VolumePrediction]]:
-    """Segments volumes one after another, post-processed by `rule` ('none' | 'largest_component')."""
+    """Segments volumes one after another, post-processed by `rule` (see `postprocessed`)."""
     for volume in progress(volumes):
         patient, rows = gallery_numbers(volume, table)
-        found = segmenter.volume(volume, patient, rows)
-        if rule == "largest_component":
-            found = cleaned(found)
-        yield volume, found
+        yield volume, postprocessed(segmenter.volume(volume, patient, rows), rule)
 
 
-def cleaned(found: VolumePrediction) -> VolumePrediction:
-    """A prediction with the largest component of each structure only."""
-    return dataclasses.replace(found, labels=postprocess.largest_component(found.labels, STRUCTURES.values()))
-
-
-def case_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
+def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, Any]]:
     """One row per structure of a scored volume, as `cases.csv` has them."""
     assert volume.mask is not None
     spacing = volume.spacing if volume.spacing_known else None
-    scores = metrics.score_structures(volume.mask, found.labels, spacing, STRUCTURES)
-    agreement = found.slices.agreement
+    scores = metrics.score_structures(volume.mask, prediction.labels, spacing, STRUCTURES)
+    agreement = prediction.slices.agreement
     known = np.isfinite(agreement)
     shared = {
         "patient": volume.patient,
@@ -88,29 +57,18 @@ def case_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
         "vendor": volume.vendor,
         "centre": volume.centre,
         "unit": "mm" if volume.spacing_known else "voxel",
-        "entropy": found.entropy,
+        "entropy": prediction.entropy,
         "guide_agreement": float(agreement[known].mean()) if known.any() else float("nan"),
     }
     fields = [f.name for f in dataclasses.fields(metrics.Scores)]
     return [shared | {"structure": name} | {f: getattr(s, f) for f in fields} for name, s in scores.items()]
 
 
-def position_rows(volume: Volume, found: VolumePrediction) -> list[dict[str, Any]]:
+def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, Any]]:
     """One row per third of the heart and structure of a scored volume, as `positions.csv` has them."""
     assert volume.mask is not None
     shared = {"patient": volume.patient, "phase": volume.phase}
-    return [shared | row for row in metrics.position_scores(volume.mask, found.labels)]
-
-
-def dice_of(volume: Volume, labels: np.ndarray) -> dict[str, float]:
-    """Dice per structure alone, without distances: what validation during training needs."""
-    assert volume.mask is not None
-    out = {}
-    for name, label in STRUCTURES.items():
-        a, b = volume.mask == label, labels == label
-        size = int(a.sum()) + int(b.sum())
-        out[name] = 2.0 * int((a & b).sum()) / size if size else 1.0
-    return out
+    return [shared | row for row in metrics.position_scores(volume.mask, prediction.labels)]
 
 
 def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable | None) -> dict[str, float]:
@@ -118,10 +76,11 @@ def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable 
     start = time.monotonic()
     scores: list[dict[str, float]] = []
     retrieved = RetrievedMasks(table) if table is not None else None
-    for volume, found in predictions(segmenter, volumes, table):
-        scores.append(dice_of(volume, found.labels))
+    for volume, prediction in predictions(segmenter, volumes, table):
+        assert volume.mask is not None
+        scores.append({name: c.dice for name, c in structure_counts(volume.mask, prediction.labels).items()})
         if retrieved is not None:
-            retrieved.add(volume, found)
+            retrieved.add(prediction)
     values = {f"val/dice_{name}": float(np.mean([s[name] for s in scores])) for name in STRUCTURES}
     values["val/dice"] = float(np.mean(list(values.values())))
     if retrieved is not None:
@@ -141,25 +100,21 @@ class RetrievedMasks:
         self._weights: list[np.ndarray] = []
         self._patients: list[np.ndarray] = []
 
-    def add(self, volume: Volume, found: VolumePrediction) -> None:
-        """Adds the slices of a volume that have foreground."""
-        assert volume.mask is not None
-        truth = found.mapping.labels_to_model(volume.mask)
-        kept = truth.any((1, 2))
-        self._truth.append(truth[kept])
-        self._images.append(found.images[kept])
-        self._indices.append(found.slices.indices[kept])
-        self._weights.append(found.slices.weights[kept])
-        number = gallery_numbers(volume, self._table)[0]
-        self._patients.append(np.full(int(kept.sum()), number, np.int32))
+    def add(self, prediction: VolumePrediction) -> None:
+        """Adds the slices of a labelled volume that have foreground."""
+        assert prediction.masks is not None
+        kept = prediction.masks.any((1, 2))
+        self._truth.append(prediction.masks[kept])
+        self._images.append(prediction.images[kept])
+        self._indices.append(prediction.slices.indices[kept])
+        self._weights.append(prediction.slices.weights[kept])
+        self._patients.append(np.full(int(kept.sum()), prediction.patient, np.int32))
 
     def summary(self, controls: bool = False) -> dict[str, float]:
         """Dice of the retrieved masks at 1 and at k; entropy; share of the gallery used.
 
         With `controls` also the same Dice for random rows, pixel similarity and the oracle (slower).
         """
-        from jras_jax.retrieval import measures
-
         truth, indices = np.concatenate(self._truth), np.concatenate(self._indices)
         weights = np.concatenate(self._weights)
         values = measures.summary(truth, indices, weights, self._table.masks)

@@ -26,7 +26,8 @@ import numpy as np
 from scipy import ndimage
 
 from jras_jax.data import STRUCTURES
-from jras_jax.data.preprocess import base_first
+from jras_jax.data.dice import count, structure_counts
+from jras_jax.data.slice_table import base_first
 from jras_jax.errors import UserError
 
 POSITIONS = ("base", "mid", "apex")
@@ -98,19 +99,14 @@ def score_structures(
 
 def _score(reference: np.ndarray, prediction: np.ndarray, sampling: np.ndarray, voxel_ml: float) -> Scores:
     """Scores of one pair of boolean masks."""
-    n_ref, n_pred = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
-    common = int(np.count_nonzero(reference & prediction))
-    empty = {(True, True): "both", (True, False): "reference", (False, True): "prediction"}.get(
-        (n_ref == 0, n_pred == 0), ""
-    )
-    if empty == "both":
-        dice, jaccard, distances = 1.0, 1.0, (0.0, 0.0, 0.0)
-    elif empty:
-        dice, jaccard, distances = 0.0, 0.0, (math.nan, math.nan, math.nan)
+    counts = count(reference, prediction)
+    if counts.empty:
+        distances = (0.0, 0.0, 0.0) if counts.empty == "both" else (math.nan, math.nan, math.nan)
     else:
-        dice, jaccard = 2.0 * common / (n_ref + n_pred), common / (n_ref + n_pred - common)
         distances = _surface_distances(reference, prediction, sampling)
-    return Scores(dice, jaccard, *distances, n_pred * voxel_ml, n_ref * voxel_ml, n_pred, n_ref, empty)
+    n_ref, n_pred = counts.reference, counts.prediction
+    volumes = n_pred * voxel_ml, n_ref * voxel_ml
+    return Scores(counts.dice, counts.jaccard, *distances, *volumes, n_pred, n_ref, counts.empty)
 
 
 def _surface_distances(a: np.ndarray, b: np.ndarray, sampling: np.ndarray) -> tuple[float, float, float]:
@@ -142,7 +138,7 @@ def slice_positions(reference: np.ndarray) -> np.ndarray:
     The rule: the slices from the first to the last that the reference labels (any structure; unlabelled ones between
     them included), counted from the base, are cut into three equal lengths, and a slice belongs to the length that
     holds its middle. So 3 slices are one each, 10 are 3 + 4 + 3, 2 are base and apex, and a single one is mid. The base
-    is the end with the larger left ventricle (`preprocess.base_first`).
+    is the end with the larger left ventricle (`slice_table.base_first`).
 
     Args:
       reference: (X, Y, Z) in the project's labels.
@@ -182,19 +178,16 @@ def position_scores(
         chosen = names == position
         if not chosen.any():
             continue
-        for name, label in structures.items():
-            ref, pred = reference[:, :, chosen] == label, prediction[:, :, chosen] == label
-            n_ref, n_pred = int(np.count_nonzero(ref)), int(np.count_nonzero(pred))
-            common, total = int(np.count_nonzero(ref & pred)), n_ref + n_pred
+        for name, c in structure_counts(reference[:, :, chosen], prediction[:, :, chosen], structures).items():
             rows.append(
                 {
                     "position": position,
                     "structure": name,
-                    "dice": 2.0 * common / total if total else 1.0,
-                    "jaccard": common / (total - common) if total else 1.0,
-                    "voxels": n_pred,
-                    "reference_voxels": n_ref,
-                    "empty": "both" if not total else "reference" if not n_ref else "prediction" if not n_pred else "",
+                    "dice": c.dice,
+                    "jaccard": c.jaccard,
+                    "voxels": c.prediction,
+                    "reference_voxels": c.reference,
+                    "empty": c.empty,
                 }
             )
     return rows

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.evaluation import clinical, statistics
+from jras_jax.evaluation.compare import Comparison, match_rows
+from jras_jax.evaluation.compare import compare as compare_pairs
 from jras_jax.evaluation.metrics import POSITIONS
-from jras_jax.report.run_folder import case_name
+from jras_jax.report.files import case_name
 
 Rows = Sequence[Mapping[str, Any]]
 MEASURES = ("dice", "hd95", "assd")
-LEAST_PATIENTS_FOR_TEST = 6  # below, the smallest two-sided p of a signed-rank test is over 0.05
+Estimate = TypeVar("Estimate", statistics.Summary, Comparison)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +26,11 @@ class Paired:
     """A measure of two runs on the rows that both have.
 
     Attributes:
-      difference: run minus baseline, with its interval over patients.
-      per_patient: patient -> mean difference.
-      p: of Wilcoxon's test on the patients' means, Holm-corrected over `MEASURES`; NaN with too few patients.
+      comparison: run minus baseline over all structures; see `jras_jax.evaluation.compare`.
       n_unmatched: rows of either run without a partner.
     """
 
-    difference: statistics.Summary
-    per_patient: Mapping[str, float]
-    p: float
+    comparison: Comparison
     n_unmatched: int
 
 
@@ -64,30 +62,16 @@ def summarise(rows: Rows, measure: str) -> statistics.Summary:
     return _without_one(statistics.summarise([number_of(r, measure) for r in rows], [r["patient"] for r in rows]))
 
 
-def _without_one(summary: statistics.Summary) -> statistics.Summary:
+def _without_one(summary: Estimate) -> Estimate:
+    """Without an interval if there is one patient, who shows no spread."""
     return summary if summary.n_patients > 1 else dataclasses.replace(summary, low=math.nan, high=math.nan)
 
 
-def compare(rows: Rows, baseline: Rows) -> dict[str, Paired]:
-    """Measure -> run against baseline, on the structures of the cases that both scored."""
-    partners = {_key(r): r for r in baseline}
-    pairs = [(r, partners[_key(r)]) for r in rows if _key(r) in partners]
-    unmatched = len(rows) + len(baseline) - 2 * len(pairs)
-    found, raw = {}, []
-    for measure in MEASURES:
-        values = np.array([number_of(a, measure) - number_of(b, measure) for a, b in pairs])
-        patients = [a["patient"] for a, _ in pairs]
-        per_patient = statistics.patient_means(patients, values)
-        enough = len(per_patient) >= LEAST_PATIENTS_FOR_TEST
-        means = list(per_patient.values())
-        raw.append(statistics.paired_wilcoxon(means, [0.0] * len(means)) if enough else math.nan)
-        found[measure] = (_without_one(statistics.summarise(values, patients)), per_patient)
-    corrected = statistics.holm(raw)
-    return {m: Paired(*found[m], float(p), unmatched) for m, p in zip(MEASURES, corrected, strict=True)}
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return row["patient"], row["phase"], row["structure"], row.get("position", "")
+def compare(rows: Rows, baseline: Rows, measures: Sequence[str] = MEASURES) -> dict[str, Paired]:
+    """Measure -> run minus baseline, on the structures of the cases that both scored; NaN if they share none."""
+    pairs, unmatched = match_rows(baseline, rows, allow_partial=True)
+    means = [c for c in compare_pairs(pairs, measures) if c.structure == "mean"]
+    return {c.metric: Paired(_without_one(c), unmatched) for c in means}
 
 
 def group_rows(rows: Rows, *columns: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:

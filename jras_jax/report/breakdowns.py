@@ -7,14 +7,14 @@ from typing import Any
 from jras_jax.data import STRUCTURES
 from jras_jax.evaluation import statistics
 from jras_jax.report import analysis, charts
+from jras_jax.report.files import ReportedRun, case_name
 from jras_jax.report.markup import NOTHING, Html, Section, absent, interval, number, paragraph, section, table
 from jras_jax.report.results import digits_of, plural_unit, with_interval
-from jras_jax.report.run_folder import Run, case_name
 
 TITLE = "Groups, vendors, positions"
 
 
-def structures(run: Run, baseline: Run | None) -> Section:
+def structures(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Scores per structure and phase: box plots and a table."""
     if not run.cases:
         return section("structures", "Structures", absent("Needs evaluation/cases.csv."))
@@ -74,15 +74,15 @@ def _score_row(label: str, rows: analysis.Rows, baseline: analysis.Rows | None) 
 
 
 def _difference(rows: analysis.Rows, baseline: analysis.Rows) -> Html:
-    d = analysis.compare(rows, baseline)["dice"].difference
-    return with_interval(d.mean, d.low, d.high, 3, signed=True)
+    c = analysis.compare(rows, baseline, ["dice"])["dice"].comparison
+    return with_interval(c.difference, c.low, c.high, 3, signed=True)
 
 
 def _with_sd(summary: statistics.Summary, digits: int) -> str:
     return number(summary.mean, digits) + (f" ± {number(summary.sd, digits)}" if summary.n > 1 else "")
 
 
-def _positions(run: Run, baseline: Run | None) -> list[Html]:
+def _positions(run: ReportedRun, baseline: ReportedRun | None) -> list[Html]:
     """Dice in the basal, middle and apical third, where evaluation wrote it."""
     if not run.positions:
         return []
@@ -103,7 +103,7 @@ def _positions(run: Run, baseline: Run | None) -> list[Html]:
 _POSITIONS = {"base": "Base", "mid": "Middle", "apex": "Apex"}
 
 
-def breakdowns(run: Run, baseline: Run | None) -> Section:
+def breakdowns(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Scores by pathology group, vendor, centre and slice position."""
     if not run.cases:
         return section("breakdowns", TITLE, absent("Needs evaluation/cases.csv."))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from jras_jax.data import STRUCTURES
 from jras_jax.report import analysis, evidence
+from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import NOTHING, Html, Section, absent, element, number, paragraph, plural, section, table
 from jras_jax.report.results import plural_unit
-from jras_jax.report.run_folder import Run
 
 MOST_CASES = 12  # panels on a page
 IMAGE_BUDGET = 6_000_000  # bytes of all grey images, base64; charts, contours and tables stay under 2 MB more
@@ -22,7 +22,7 @@ def choose(available: Sequence[str], found: Sequence[analysis.Case]) -> list[str
     return ranked if len(ranked) <= MOST_CASES else ranked[:half] + ranked[-half:]
 
 
-def section_of(run: Run, found: Sequence[analysis.Case], shown: Mapping[str, str]) -> Section:
+def section_of(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[str, str]) -> Section:
     """Panels of the cases `shown` (name -> id of the panel), then a table of all."""
     parts: list[Html] = []
     if shown:

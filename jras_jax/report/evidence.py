@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jras_jax.data import STRUCTURES
+from jras_jax.data.dice import structure_counts
 from jras_jax.report import charts, images
 from jras_jax.report.axes import legend
+from jras_jax.report.files import ReportError
 from jras_jax.report.markup import Html, element, join, number, plural
-from jras_jax.report.run_folder import ReportError
 
 # Missed, added, wrong structure: apart in lightness as well as in hue; drawn on the dimmed image.
 ERROR_PALETTE = np.array([[0, 0, 0, 0], [255, 255, 255, 255], [230, 120, 30, 255], [70, 140, 220, 255]], np.uint8)
@@ -159,12 +159,8 @@ def _toggles(guides: bool) -> list[Html]:
 
 def slice_dice(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Dice per structure on one (S, S) slice; NaN where neither mask has the structure."""
-    scores = {}
-    for name, label in STRUCTURES.items():
-        a, b = truth == label, prediction == label
-        size = int(a.sum()) + int(b.sum())
-        scores[name] = 2 * int((a & b).sum()) / size if size else math.nan
-    return scores
+    counts = structure_counts(truth, prediction)
+    return {name: math.nan if c.empty == "both" else c.dice for name, c in counts.items()}
 
 
 def _mean(scores: dict[str, float]) -> float:

@@ -9,9 +9,11 @@ import pathlib
 import string
 from importlib import resources
 
+from jras_jax import files
 from jras_jax.report import analysis, breakdowns, cases, evidence, process, results
+from jras_jax.report.files import ReportedRun, read
 from jras_jax.report.markup import Html, element, join, paragraph, plural
-from jras_jax.report.run_folder import SUMMARY, Run, read
+from jras_jax.run_folder.layout import RunFolder
 
 
 def write_report(
@@ -34,18 +36,17 @@ def write_report(
       ReportError: a folder is missing or not evaluated (the message says which command does it), or a file is damaged.
     """
     run = read(os.fspath(run_dir))
-    beside = run.path / "baseline"
+    beside = RunFolder(run.path).baseline.path
     if baseline_dir is not None:
-        baseline: Run | None = read(os.fspath(baseline_dir))
+        baseline: ReportedRun | None = read(os.fspath(baseline_dir))
     else:
-        baseline = read(beside) if (beside / SUMMARY).is_file() else None
-    target = pathlib.Path(output) if output is not None else run.path / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(build(run, baseline), encoding="utf-8")
+        baseline = read(beside) if RunFolder(beside).summary.is_file() else None
+    target = pathlib.Path(output) if output is not None else RunFolder(run.path).report
+    files.write_text(target, build(run, baseline))
     return target
 
 
-def build(run: Run, baseline: Run | None) -> str:
+def build(run: ReportedRun, baseline: ReportedRun | None) -> str:
     """The page as text."""
     found = analysis.cases(run.cases)
     shown = {name: evidence.anchor(name) for name in cases.choose(list(run.evidence), found)}
@@ -84,7 +85,7 @@ def _policy(style: str, script: str) -> str:
     return f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}"
 
 
-def _header(run: Run) -> Html:
+def _header(run: ReportedRun) -> Html:
     """Name, what kind of run it is, on whom it was scored, and the warnings."""
     split = str(run.summary.get("split", ""))
     where = _SPLITS.get(split, split or "patients of an unknown split")
@@ -111,7 +112,7 @@ _PROPER = {"acdc": "ACDC", "mnms": "M&Ms", "phantom": "Phantom", "unet": "U-Net"
 _PROPER |= {"transunet": "TransUNet", "sam": "SAM"}
 
 
-def _kind(run: Run) -> str:
+def _kind(run: ReportedRun) -> str:
     """'ACDC, U-Net, prototype fusion of 2 guides. '; what the config does not say is left out."""
     config = {name: run.config.get(name) or {} for name in ("dataset", "backbone", "retrieval", "fusion")}
     names = [config[part].get("name") for part in ("dataset", "backbone")]

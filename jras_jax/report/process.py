@@ -8,6 +8,7 @@ from typing import Any
 
 from jras_jax.evaluation import statistics
 from jras_jax.report import analysis, charts
+from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import (
     NOTHING,
     Html,
@@ -24,7 +25,6 @@ from jras_jax.report.markup import (
     section,
     table,
 )
-from jras_jax.report.run_folder import Run
 
 # Title -> the columns of metrics.csv drawn together and their names.
 CURVES: dict[str, dict[str, str]] = {
@@ -63,7 +63,7 @@ OTHER_MEASURES = {
 }
 
 
-def training(run: Run, baseline: Run | None) -> Section:
+def training(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Curves of metrics.csv."""
     if not run.metrics:
         return section("training", "Training", absent("metrics.csv is missing: no training curves."))
@@ -87,7 +87,7 @@ def training(run: Run, baseline: Run | None) -> Section:
     return section("training", "Training", charts.figures(*drawn), paragraph(text, class_="note"), more)
 
 
-def retriever(run: Run) -> Section:
+def retriever(run: ReportedRun) -> Section:
     """Retrieval measures against their controls."""
     title = "Retriever"
     measures = {
@@ -138,7 +138,7 @@ def reading(measures: Mapping[str, float]) -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
-def uncertainty(run: Run, found: Sequence[analysis.Case], shown: Mapping[str, str]) -> Section:
+def uncertainty(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[str, str]) -> Section:
     """How well entropy and guide agreement tell which cases to check."""
     title = "Which cases to check"
     signs = {
@@ -202,7 +202,7 @@ OPTION_NAMES = {
 }
 
 
-def options(run: Run) -> Section:
+def options(run: ReportedRun) -> Section:
     """Whether post-processing and test-time augmentation help, as validation measured it."""
     title = "Post-processing and augmentation"
     found = run.choices
@@ -242,7 +242,7 @@ def _option_name(option: Mapping[str, Any]) -> str:
     return OPTION_NAMES.get((option.get("postprocess", "none"), bool(option.get("tta"))), "an unknown option")
 
 
-def provenance(run: Run, baseline: Run | None) -> Section:
+def provenance(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """What was run: code, versions, device, seed, protocol, settings, patients."""
     summary, facts = run.summary, run.facts
     known = {
@@ -298,7 +298,7 @@ def _command(text: str) -> Html:
     return element("code", *[join(element("span", part, class_="argument"), " ") for part in text.split(" ")])
 
 
-def _changes(run: Run, baseline: Run | None) -> Html | None:
+def _changes(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
     if baseline is None or not run.config or not baseline.config:
         return None
     ours, theirs = flatten(run.config), flatten(baseline.config)
@@ -311,7 +311,7 @@ def _changes(run: Run, baseline: Run | None) -> Html | None:
     )
 
 
-def _config(run: Run) -> Html:
+def _config(run: ReportedRun) -> Html:
     if not run.config:
         return absent("config.json is missing: the settings are not known.")
     settings = flatten(run.config)
@@ -324,7 +324,7 @@ def _value(settings: Mapping[str, Any], key: str) -> Html:
     return element("code", repr(settings[key])) if key in settings else join(NOTHING)
 
 
-def _splits(run: Run) -> Html:
+def _splits(run: ReportedRun) -> Html:
     # Not the list of all folds: train and validation say who is where.
     lists = {k: v for k, v in flatten(run.splits).items() if isinstance(v, list) and v and isinstance(v[0], str)}
     if not lists:

@@ -8,7 +8,9 @@ from typing import Any
 
 from jras_jax.data import PHASES
 from jras_jax.evaluation import clinical, statistics
+from jras_jax.evaluation.compare import FAMILY, LEAST_PATIENTS_FOR_TEST, Comparison
 from jras_jax.report import analysis, charts
+from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import (
     NOTHING,
     Html,
@@ -24,7 +26,6 @@ from jras_jax.report.markup import (
     section,
     table,
 )
-from jras_jax.report.run_folder import Run
 
 TITLES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD", "hd": "HD", "jaccard": "Jaccard"}
 BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower is better"}
@@ -45,7 +46,7 @@ def digits_of(measure: str) -> int:
     return 3 if measure in ("dice", "jaccard") else 2
 
 
-def headline(run: Run, baseline: Run | None) -> Section:
+def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Mean Dice, HD95 and ASSD with intervals, beside the baseline."""
     if not run.cases:
         return section(
@@ -70,7 +71,7 @@ def headline(run: Run, baseline: Run | None) -> Section:
     return section("headline", "Headline", *parts, _paper(run, baseline))
 
 
-def _from_summary(run: Run) -> Html:
+def _from_summary(run: ReportedRun) -> Html:
     mean = run.summary.get("mean", {})
     rows = [
         (TITLES[m], number(mean.get(m), digits_of(m)) + unit_of(m, run.unit)) for m in analysis.MEASURES if m in mean
@@ -92,7 +93,7 @@ def _tile(measure: str, summary: statistics.Summary, unit: str) -> Html:
     )
 
 
-def _counted(run: Run) -> Html:
+def _counted(run: ReportedRun) -> Html:
     """Over what the means go, and what is in no mean."""
     patients = len({r["patient"] for r in run.cases})
     found = {kind: sum(r.get("empty") == kind for r in run.cases) for kind in ("both", "reference", "prediction")}
@@ -123,30 +124,30 @@ _OPTIMISM = {
 }
 
 
-def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> list[Html]:
+def _against(run: ReportedRun, baseline: ReportedRun, own: Mapping[str, statistics.Summary]) -> list[Html]:
     compared = analysis.compare(run.cases, baseline.cases)
     rows = []
     for measure, paired in compared.items():
         digits, unit = digits_of(measure), unit_of(measure, run.unit)
-        other, difference = analysis.summarise(baseline.cases, measure), paired.difference
+        other, c = analysis.summarise(baseline.cases, measure), paired.comparison
         rows.append(
             (
                 f"{TITLES[measure]}{',' if unit else ''}{unit}",
                 with_interval(own[measure].mean, own[measure].low, own[measure].high, digits),
                 with_interval(other.mean, other.low, other.high, digits),
-                with_interval(difference.mean, difference.low, difference.high, digits, signed=True),
-                p_value(paired.p),
+                with_interval(c.difference, c.low, c.high, digits, signed=True),
+                p_value(c.p_holm),
             )
         )
-    dice = compared["dice"]
+    dice, unmatched = compared["dice"].comparison, compared["dice"].n_unmatched
     note = (
         "Intervals are 95%, bootstrap over patients. The difference is run minus baseline on the same structures. "
-        f"p: Wilcoxon signed-rank test of the patients' means, Holm-corrected over these {len(rows)} measures"
+        f"p: Wilcoxon signed-rank test of the patients' means, {FAMILY} of each measure"
     )
-    if math.isnan(dice.p):
-        note += f"; not given for fewer than {analysis.LEAST_PATIENTS_FOR_TEST} patients"
-    if dice.n_unmatched:
-        note += f". {plural(dice.n_unmatched, 'row')} of either run without a partner left out of the difference"
+    if math.isnan(dice.p_holm):
+        note += f"; not given for fewer than {LEAST_PATIENTS_FOR_TEST} patients"
+    if unmatched:
+        note += f". {plural(unmatched, 'row')} of either run without a partner left out of the difference"
     header = ["Measure", "This run", "Baseline", "Difference", "p (Holm)"]
     per_patient = list(dice.per_patient.items())
     better = sum(v > 0 for _, v in per_patient)
@@ -163,7 +164,7 @@ def _against(run: Run, baseline: Run, own: Mapping[str, statistics.Summary]) -> 
     ]
 
 
-def _paper(run: Run, baseline: Run | None) -> Html | None:
+def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
     """The J-RAS paper's own kind of figure, where evaluation computed it, kept apart from ours."""
     both = {"This run": run.summary.get("paper_2d")}
     both |= {"Baseline": baseline.summary.get("paper_2d")} if baseline else {}
@@ -187,23 +188,22 @@ def _mean_sd(values: Mapping[str, Any], key: str, digits: int) -> str:
     return number(mean, digits) + (f" ± {number(sd, digits)}" if sd is not None else "")
 
 
-def verdict(paired: analysis.Paired) -> str:
+def verdict(c: Comparison) -> str:
     """The comparison in one sentence that claims no more than its interval and test."""
-    d = paired.difference
-    size = f"{number(abs(d.mean))} Dice {'above' if d.mean >= 0 else 'below'} the baseline"
-    if math.isnan(d.mean):
+    size = f"{number(abs(c.difference))} Dice {'above' if c.difference >= 0 else 'below'} the baseline"
+    if math.isnan(c.difference):
         return "Run and baseline share no case: they cannot be compared."
-    if math.isnan(d.low):
+    if math.isnan(c.low):
         return f"The run is {size}, in one patient alone: that shows nothing about others."
-    spread = interval(d.low, d.high, signed=True)
-    if d.low <= 0 <= d.high:
+    spread = interval(c.low, c.high, signed=True)
+    if c.low <= 0 <= c.high:
         tail = "includes 0, so these data do not show which is better."
-    elif math.isnan(paired.p):
-        tail = f"excludes 0, but with {plural(d.n_patients, 'patient')} no test is made: weak evidence."
-    elif paired.p < 0.05:
-        tail = f"excludes 0, and Holm-corrected p is {p_value(paired.p)}."
+    elif math.isnan(c.p_holm):
+        tail = f"excludes 0, but with {plural(c.n_patients, 'patient')} no test is made: weak evidence."
+    elif c.p_holm < 0.05:
+        tail = f"excludes 0, and Holm-corrected p is {p_value(c.p_holm)}."
     else:
-        tail = f"excludes 0, but Holm-corrected p is {p_value(paired.p)}: weak evidence."
+        tail = f"excludes 0, but Holm-corrected p is {p_value(c.p_holm)}: weak evidence."
     return f"The run is {size}; the 95% interval of the difference ({spread}) {tail}"
 
 
@@ -212,7 +212,7 @@ def with_interval(mean: float, low: float, high: float, digits: int, *, signed: 
     return figure_number(number(mean, digits, signed=signed), interval(low, high, digits, signed=signed))
 
 
-def clinical_section(run: Run) -> Section:
+def clinical_section(run: ReportedRun) -> Section:
     """Clinical indices: agreement table and Bland-Altman plots."""
     title = "Clinical indices"
     phases = {r["phase"] for r in run.cases}

@@ -20,9 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jras_jax.data.preprocess import SliceTable
+from jras_jax.data.slice_table import SliceTable
 from jras_jax.errors import UserError
-from jras_jax.retrieval import selection
 
 EXCLUDE = ("patient", "slice", "none")
 
@@ -53,8 +52,7 @@ class Gallery(flax.struct.PyTreeNode):
     Attributes:
       embeddings: (N, D) float32 of norm 1, constants between two refreshes.
       images, masks: (N, S, S) uint8, masks in the project's labels; on the devices, or `HostRows`.
-      patient: (N,) int32, number of the patient. phase: (N,) int32, 0 ED, 1 ES, -1 unknown.
-      slice_index: (N,) int32. position: (N,) float32, 0 base to 1 apex. vendor: (N,) int32.
+      patient: (N,) int32, number of the patient.
       valid: (N,) bool, False for the padding at the end.
     """
 
@@ -62,10 +60,6 @@ class Gallery(flax.struct.PyTreeNode):
     images: jax.Array | HostRows
     masks: jax.Array | HostRows
     patient: jax.Array
-    phase: jax.Array
-    slice_index: jax.Array
-    position: jax.Array
-    vendor: jax.Array
     valid: jax.Array
 
     def __len__(self) -> int:
@@ -95,7 +89,7 @@ class Guides(flax.struct.PyTreeNode):
     similarity: jax.Array
 
 
-def from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory: str = "device") -> Gallery:
+def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory: str = "device") -> Gallery:
     """The gallery of a slice table (row i of both is the same slice), embeddings still zero.
 
     Args:
@@ -111,16 +105,12 @@ def from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory:
         raise UserError("the gallery would be empty: no slice of its cases has a labelled structure")
     put = functools.partial(_put_rows, mesh=mesh)
     pixels = HostRows if memory == "host" else put
-    rows = -(-len(table) // _devices(mesh)) * _devices(mesh)
+    rows = -(-len(table) // data_devices(mesh)) * data_devices(mesh)
     return Gallery(
         embeddings=put(np.zeros((rows, dim), np.float32)),
         images=pixels(_padded(table.images, rows)),
         masks=pixels(_padded(table.masks, rows)),
         patient=put(_padded(table.patient, rows, -2)),
-        phase=put(_padded(table.phase, rows, -1)),
-        slice_index=put(_padded(table.slice_index, rows, -1)),
-        position=put(_padded(table.position, rows)),
-        vendor=put(_padded(table.vendor, rows, -1)),
         valid=put(np.arange(rows) < len(table)),
     )
 
@@ -165,185 +155,7 @@ def allowed_rows(gallery: Gallery, queries: QueryKeys, exclude: str) -> jax.Arra
     raise UserError(f"config.retrieval.exclude={exclude!r}: choose one of {', '.join(EXCLUDE)}")
 
 
-def search(
-    gallery: Gallery,
-    embeddings: jax.Array,
-    queries: QueryKeys,
-    *,
-    strategy: str,
-    k: int,
-    temperature: float,
-    exclude: str,
-    recall_target: float = 1.0,
-    scores: jax.Array | None = None,
-    key: jax.Array | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Chooses guides by cosine similarity under the leak rule.
-
-    Args:
-      gallery: N rows.
-      embeddings: (B, D) float32 of norm 1, the queries'.
-      queries: who asks.
-      strategy, k, temperature: see `selection.select`; 'softmax' gives all N rows.
-      exclude: the leak rule, see `allowed_rows`.
-      recall_target: below 1: `jax.lax.approx_max_k` with this recall in place of the exact top-k.
-      scores: (B, N), ranks and weighs in place of the similarity (the oracle's overlap).
-      key: for strategies that draw.
-      mesh: over whose data axis the gallery is split.
-
-    Returns:
-      indices (B, K) int32, weights (B, K) and similarity (B, K) float32; weights and similarity are differentiable in
-      `embeddings`.
-    """
-    selection.check(strategy, k, len(gallery))
-    allowed = allowed_rows(gallery, queries, exclude)
-    if strategy == "softmax":
-        similarity = embeddings @ gallery.embeddings.T
-        indices, weights = selection.select(similarity, allowed, strategy=strategy, k=k, temperature=temperature)
-        return indices, weights, similarity
-    noise = selection.ranking_noise(strategy, len(embeddings), len(gallery), temperature, key)
-    find = functools.partial(_local_top_k, strategy=strategy, k=k, recall_target=recall_target)
-    fixed = jax.lax.stop_gradient(embeddings)
-    if _devices(mesh) == 1:
-        indices = find(fixed, gallery.embeddings, allowed, noise, scores)[1]
-    else:
-        over = P(None, "data")
-        merge = jax.shard_map(
-            functools.partial(_merged_top_k, find=find, k=k),
-            mesh=mesh,
-            in_specs=(P(), P("data"), over, over, None if scores is None else over),
-            out_specs=P(),
-            check_vma=False,  # an all-gather's result is equal on all devices, which the checker cannot see
-        )
-        indices = merge(fixed, gallery.embeddings, allowed, noise, scores)
-    indices, present = selection.settle(indices, allowed)
-    chosen = gather_rows(gallery.embeddings, indices, mesh=mesh)
-    similarity = jnp.einsum("bd,bkd->bk", embeddings, chosen, precision=jax.lax.Precision.HIGHEST)
-    noise = jnp.take_along_axis(noise, indices, 1)
-    relevance = similarity if scores is None else jnp.take_along_axis(scores, indices, 1)
-    weights = selection.weigh(relevance, noise, present, strategy=strategy, temperature=temperature)
-    return indices, weights, similarity
-
-
-def _local_top_k(
-    embeddings: jax.Array,
-    rows: jax.Array,
-    allowed: jax.Array,
-    noise: jax.Array,
-    scores: jax.Array | None,
-    *,
-    strategy: str,
-    k: int,
-    recall_target: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Ranks (B, k) and row numbers (B, k) of the best of these rows."""
-    if scores is None:
-        scores = jnp.matmul(embeddings, rows.T, precision=jax.lax.Precision.HIGHEST)
-    ranked = selection.ranks(scores, allowed, noise, strategy)
-    k = min(k, ranked.shape[1])
-    if recall_target < 1.0:
-        best, indices = jax.lax.approx_max_k(ranked, k, recall_target=recall_target)
-    else:
-        best, indices = jax.lax.top_k(ranked, k)
-    return best, indices.astype(jnp.int32)
-
-
-def _merged_top_k(
-    embeddings: jax.Array,
-    rows: jax.Array,
-    allowed: jax.Array,
-    noise: jax.Array,
-    scores: jax.Array | None,
-    *,
-    find: Any,
-    k: int,
-) -> jax.Array:
-    """On each device of the data axis: the global best (B, k), from its own rows and the others' candidates."""
-    best, indices = find(embeddings, rows, allowed, noise, scores)
-    indices += jax.lax.axis_index("data") * rows.shape[0]
-    # Candidates stand in the order of the devices, so that ties go to the lowest row, as in the dense search.
-    best = jax.lax.all_gather(best, "data", axis=1, tiled=True)
-    indices = jax.lax.all_gather(indices, "data", axis=1, tiled=True)
-    return jnp.take_along_axis(indices, jax.lax.top_k(best, k)[1], 1)
-
-
-def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
-    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B where it divides; constants."""
-    devices = _devices(mesh)
-    split = devices > 1 and indices.shape[0] % devices == 0
-    if isinstance(rows, HostRows):
-        read = functools.partial(_from_host, rows)
-        if not split:
-            return read(indices)
-        return jax.shard_map(read, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)(indices)
-    rows = jax.lax.stop_gradient(rows)
-    if devices == 1:
-        return jnp.take(rows, indices, axis=0)
-
-    def own(local: jax.Array, indices: jax.Array) -> jax.Array:
-        at = indices - jax.lax.axis_index("data") * local.shape[0]
-        mine = (at >= 0) & (at < local.shape[0])
-        found = jnp.take(local, jnp.clip(at, 0, local.shape[0] - 1), axis=0)
-        found = jnp.where(mine.reshape(mine.shape + (1,) * (found.ndim - 2)), found, 0)
-        if split:
-            return jax.lax.psum_scatter(found, "data", scatter_dimension=0, tiled=True)
-        return jax.lax.psum(found, "data")
-
-    out = P("data") if split else P()
-    return jax.shard_map(own, mesh=mesh, in_specs=(P("data"), P()), out_specs=out, check_vma=False)(rows, indices)
-
-
-def _from_host(rows: HostRows, indices: jax.Array) -> jax.Array:
-    shape = jax.ShapeDtypeStruct((*indices.shape, *rows.shape[1:]), rows.dtype)
-    return jax.pure_callback(lambda i: rows.rows[np.asarray(i)], shape, indices)
-
-
-def fetch(
-    gallery: Gallery,
-    indices: jax.Array,
-    weights: jax.Array,
-    similarity: jax.Array,
-    num_classes: int,
-    *,
-    mesh: Mesh | None = None,
-) -> Guides:
-    """The images and one-hot masks of chosen rows (B, K), with their weights."""
-    images = gather_rows(gallery.images, indices, mesh=mesh).astype(jnp.float32) / 255.0
-    masks = jax.nn.one_hot(gather_rows(gallery.masks, indices, mesh=mesh), num_classes)
-    return Guides(images, masks, weights, indices, similarity)
-
-
-def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes: int, *, chunk: int = 256) -> Guides:
-    """One guide a query, mixed from the whole gallery by weights (B, N): the 'softmax' strategy.
-
-    Images and one-hot masks are averaged `chunk` rows at a time; the gradient flows through the averages.
-    `indices` and `similarity` (B, 1) are of the heaviest row.
-    """
-    if isinstance(gallery.images, HostRows) or isinstance(gallery.masks, HostRows):
-        raise UserError("config.retrieval.strategy='softmax' reads the whole gallery: it needs gallery_memory='device'")
-    n, size = len(gallery), gallery.images.shape[-1]
-    pad = -n % chunk
-    rows = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])  # noqa: E731
-    shares = jnp.pad(weights, ((0, 0), (0, pad))).reshape(len(weights), -1, chunk).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def add(total: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
-        images, masks, share = part
-        image = jnp.einsum("bn,nhw->bhw", share, images.astype(jnp.float32) / 255.0)
-        mask = jnp.einsum("bn,nhwc->bhwc", share, jax.nn.one_hot(masks, num_classes))
-        return (total[0] + image, total[1] + mask), None
-
-    b = len(weights)
-    start = (jnp.zeros((b, size, size)), jnp.zeros((b, size, size, num_classes)))
-    (image, mask), _ = jax.lax.scan(add, start, (rows(gallery.images), rows(gallery.masks), shares))
-    heaviest = jnp.argmax(weights, -1, keepdims=True).astype(jnp.int32)
-    return Guides(
-        image[:, None], mask[:, None], jnp.ones((b, 1)), heaviest, jnp.take_along_axis(similarity, heaviest, 1)
-    )
-
-
-def _devices(mesh: Mesh | None) -> int:
+def data_devices(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["data"]
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jras_jax.data import NUM_CLASSES
+from jras_jax.data.dice import dice, mean_over_present
 
 GRID = 64  # side in pixels at which all queries are compared with all rows; finer grids are thinned to it
 CHUNK = 256  # queries compared at once
@@ -30,20 +31,14 @@ def overlap(a: Any, b: Any, grid: int = GRID) -> jax.Array:
     for label in range(1, NUM_CLASSES):
         p, t = (a == label).astype(jnp.float32), (b == label).astype(jnp.float32)
         size = p.sum(1)[:, None] + t.sum(1)[None]
-        total += 2.0 * (p @ t.T) / jnp.maximum(size, 1.0)
+        total += dice(p @ t.T, size, empty=0.0)
         present += size > 0
     return jnp.where(present > 0, total / jnp.maximum(present, 1.0), 1.0)
 
 
 def pairwise_dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Like `overlap` for pairs: (Q, S, S) and (Q, S, S) labels -> (Q,) float64, at full resolution."""
-    total, present = np.zeros(len(a)), np.zeros(len(a))
-    for label in range(1, NUM_CLASSES):
-        p, t = a == label, b == label
-        size = p.sum((1, 2)) + t.sum((1, 2))
-        total += 2.0 * (p & t).sum((1, 2)) / np.maximum(size, 1)
-        present += size > 0
-    return np.where(present > 0, total / np.maximum(present, 1), 1.0)
+    return mean_over_present(a, b, range(1, NUM_CLASSES))
 
 
 def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: np.ndarray) -> dict[str, float]:
@@ -95,11 +90,11 @@ def controls(
     for start in range(0, len(truth), CHUNK):
         part = slice(start, start + CHUNK)
         free = allowed[part]
-        dice = np.asarray(compare(truth[part], masks))
+        scores = np.asarray(compare(truth[part], masks))
         similarity = np.where(free, _normalised(images[part]) @ rows.T, -np.inf)
-        found["retrieval_random"].append((dice * free).sum(1) / free.sum(1))
-        found["retrieval_pixel"].append(np.take_along_axis(dice, similarity.argmax(1)[:, None], 1)[:, 0])
-        found["retrieval_oracle"].append(np.where(free, dice, -1.0).max(1))
+        found["retrieval_random"].append((scores * free).sum(1) / free.sum(1))
+        found["retrieval_pixel"].append(np.take_along_axis(scores, similarity.argmax(1)[:, None], 1)[:, 0])
+        found["retrieval_oracle"].append(np.where(free, scores, -1.0).max(1))
     return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
 
 

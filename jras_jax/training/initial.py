@@ -11,13 +11,11 @@ import numpy as np
 from jras_jax import convert, joint
 from jras_jax.config import Config
 from jras_jax.errors import UserError
-from jras_jax.training import state
-
-RETRIEVER_FILE = "retriever.safetensors"  # what --mode=pretrain_retriever leaves in its workdir
+from jras_jax.run_folder.layout import RunFolder
 
 
 def variables(model: joint.JointModel, config: Config) -> joint.Variables | None:
-    """Variables with what `backbone.init_from` and `retriever.init_from` give; None where nothing is given.
+    """Variables with what `backbone.init_from` and `retriever.init_from` give; None if neither is given.
 
     Raises:
       UserError: a file is missing, or its weights do not fit the configured model.
@@ -27,7 +25,7 @@ def variables(model: joint.JointModel, config: Config) -> joint.Variables | None
         sources["retriever"] = config.retriever.init_from
     if not any(sources.values()):
         return None
-    random = jax.tree.map(np.asarray, jax.jit(lambda: state.init_variables(model, config))())
+    random = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())
     result = {collection: dict(tree) for collection, tree in random.items()}
     for part, source in sources.items():
         if source:
@@ -39,8 +37,8 @@ def variables(model: joint.JointModel, config: Config) -> joint.Variables | None
 
 def _load(part: str, variables: Any, source: str) -> Any:
     path = pathlib.Path(source)
-    if part == "retriever" and (path / RETRIEVER_FILE).is_file():
-        path = path / RETRIEVER_FILE
+    if part == "retriever" and RunFolder(path).retriever.is_file():
+        path = RunFolder(path).retriever
     if not path.exists():
         raise UserError(f"config.{part}.init_from={source!r}: no such file or folder")
     return convert.init_from(variables, path)

@@ -1,4 +1,4 @@
-"""`--mode=pretrain_retriever`: contrastive pre-training (SimCLR's NT-Xent) on the training slices of a run's fold.
+"""Pre-training of the retriever: contrast (SimCLR's NT-Xent) on the training slices of a run's fold.
 
 A positive pair is a slice and its neighbour in the same volume, or two views of one slice (METHOD: rotation to 10
 degrees, flips, contrast 1 to 1.3, half the time one view is the plain slice). Slices of one patient are no negatives.
@@ -16,14 +16,19 @@ import numpy as np
 import optax
 
 from jras_jax import config as configs
-from jras_jax import convert, dataset, joint, mesh
+from jras_jax import convert, joint, mesh
 from jras_jax.config import Augment, Config
-from jras_jax.data import pipeline
 from jras_jax.data.augment import augment
-from jras_jax.data.preprocess import SliceTable, slice_table
+from jras_jax.data.batches import Batches
+from jras_jax.data.load import RunData
+from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
-from jras_jax.retrieval import contrastive
-from jras_jax.training import initial, logs, state
+from jras_jax.retrieval.losses import nt_xent
+from jras_jax.run_folder.layout import RunFolder
+from jras_jax.run_folder.metric_log import MetricLog
+from jras_jax.training import initial
+from jras_jax.training.progress import Progress
+from jras_jax.training.state import parameter_groups
 
 VIEW = Augment(  # METHOD's views; flips are left out: they would call a mirrored heart the same heart
     enabled=True,
@@ -40,34 +45,30 @@ VIEW = Augment(  # METHOD's views; flips are left out: they would call a mirrore
 )
 
 
-def pretrain_retriever(config: Config, workdir: pathlib.Path, build: dataset.Build) -> pathlib.Path:
+def pretrain_retriever(config: Config, folder: RunFolder, data: RunData) -> pathlib.Path:
     """Trains the retriever alone; returns the file that `config.retriever.init_from` takes.
 
     Raises:
-      UserError: retrieval is off, fewer slices than the batch, or faults of config and data.
+      UserError: retrieval is off, there are fewer slices than the batch, or a fault of config and data.
     """
     if not config.retrieval.enabled:
-        raise UserError("--mode=pretrain_retriever needs config.retrieval.enabled=True")
-    workdir.mkdir(parents=True, exist_ok=True)
+        raise UserError("pre-training the retriever needs config.retrieval.enabled=True")
+    folder.path.mkdir(parents=True, exist_ok=True)
     device_mesh = mesh.make_mesh(config.mesh.data, 1)
     p = config.pretrain
     mesh.check_batch(device_mesh, p.batch_size, "pretrain.batch_size")
-    data = dataset.prepare(config, build)
     table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
-    model = state.build_model(config)
-    variables = initial.variables(model, config) or jax.jit(lambda: state.init_variables(model, config))()
+    model = joint.build_model(config)
+    variables = initial.variables(model, config) or jax.jit(lambda: joint.init_variables(model, config))()
     params = mesh.put_replicated(device_mesh, variables["params"]["retriever"])
-    rate = optax.piecewise_constant_schedule(p.lr, {int(0.7 * p.num_steps): 0.1})
-    groups = state.parameter_groups({"retriever": params}, config)["retriever"]
-    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(p.weight_decay), optax.adam(rate))
-    tx = optax.multi_transform({"retriever": adam, "frozen": optax.set_to_zero()}, groups)
+    tx = _optimizer(params, config)
     update = jax.jit(functools.partial(_update, model=model, tx=tx, config=config), donate_argnums=(0, 1))
     opt_state = jax.jit(tx.init)(params)
-    batches = pipeline.Batches(
+    batches = Batches(
         table, p.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count(), key="pretrain.batch_size"
     )
-    log = logs.MetricLog(workdir, 0)
-    bar = logs.Progress(f"{workdir.name} (retriever)", p.num_steps, 0, p.batch_size)
+    log = MetricLog(folder, 0)
+    bar = Progress(f"{folder.path.name} (retriever)", total=p.num_steps, start=0, slices_per_step=p.batch_size)
     try:
         for step in range(1, p.num_steps + 1):
             batch = mesh.put_rows(device_mesh, pairs(next(batches), table, config, step))
@@ -79,10 +80,19 @@ def pretrain_retriever(config: Config, workdir: pathlib.Path, build: dataset.Bui
     finally:
         bar.close()
         log.close()
-    configs.save(config, workdir / "config.json")
-    path = workdir / initial.RETRIEVER_FILE
-    convert.save(path, jax.tree.map(np.asarray, params), {"made_by": "pretrain_retriever", "steps": str(p.num_steps)})
-    return path
+    configs.save(config, folder.config)
+    origin = {"made_by": "pretrain_retriever", "steps": str(p.num_steps)}
+    convert.save(folder.retriever, jax.tree.map(np.asarray, params), origin)
+    return folder.retriever
+
+
+def _optimizer(params: Any, config: Config) -> optax.GradientTransformation:
+    """METHOD's: Adam, its rate x0.1 after 70% of the steps; frozen parameters stay."""
+    p = config.pretrain
+    rate = optax.piecewise_constant_schedule(p.lr, {int(0.7 * p.num_steps): 0.1})
+    groups = parameter_groups({"retriever": params}, (), config.retriever)["retriever"]
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(p.weight_decay), optax.adam(rate))
+    return optax.multi_transform({"retriever": adam, "frozen": optax.set_to_zero()}, groups)
 
 
 def pairs(batch: dict[str, np.ndarray], table: SliceTable, config: Config, step: int) -> dict[str, np.ndarray]:
@@ -125,7 +135,7 @@ def _update(
         z = apply({"params": {"retriever": params}}, both, True, method=embed, rngs={"dropout": k3})
         n = len(first)
         same_patient = batch["patient"][:, None] == batch["patient"][None]
-        loss, accuracy = contrastive.nt_xent(z[:n], z[n:], temperature=config.pretrain.temperature, ignore=same_patient)
+        loss, accuracy = nt_xent(z[:n], z[n:], temperature=config.pretrain.temperature, ignore=same_patient)
         return loss, {"loss": loss, "accuracy": accuracy}
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -1,8 +1,9 @@
-"""The train state and how it comes to be: model, optimiser and first parameters from a config."""
+"""The train state and how it comes to be: optimiser, parameter groups, first parameters on the mesh."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -12,11 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jras_jax import fusion, joint, mesh, models
-from jras_jax.config import Config
-from jras_jax.data import NUM_CLASSES
+from jras_jax import joint, mesh
+from jras_jax.config import Config, Optim, Retriever
 from jras_jax.errors import UserError
-from jras_jax.retrieval import encoder
+from jras_jax.retrieval.retriever import is_frozen
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -47,78 +47,40 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params if self.ema is None else self.ema, **self.extra}
 
 
-def build_model(config: Config) -> joint.JointModel:
-    """The model that a config describes; without retrieval it has neither retriever nor fusion.
-
-    Raises:
-      UserError: a name or option that the model tables do not have.
-    """
-    dtype = jnp.dtype(config.train.dtype)
-    options = dict(config.backbone.options)
-    if config.backbone.variant:
-        options["variant"] = config.backbone.variant
-    backbone = models.create(config.backbone.name, num_classes=NUM_CLASSES, dtype=dtype, **options)
-    if not config.retrieval.enabled:
-        return joint.JointModel(backbone, None, None, config.backbone.in_channels)
-    r = config.retriever
-    retriever = encoder.Retriever(
-        variant=r.variant,
-        image_size=r.image_size,
-        trained_blocks=r.trained_blocks,
-        lora_rank=r.lora_rank,
-        pool=r.pool,
-        hidden=r.hidden,
-        dim=r.dim,
-        dropout=r.dropout,
-        dtype=dtype,
-    )
-    fuse_options = dict(config.fusion.options)
-    if config.fusion.name in fusion.ON_FEATURES:
-        fuse_options.setdefault("levels", backbone.fusion_levels)
-    fuse = fusion.create(config.fusion.name, num_classes=NUM_CLASSES, **fuse_options)
-    return joint.JointModel(backbone, retriever, fuse, config.backbone.in_channels, config.fusion.guide_gradient)
-
-
-def init_variables(model: joint.JointModel, config: Config) -> joint.Variables:
-    """Random parameters by config.seed (jit-able)."""
-    size, k = config.dataset.image_size, config.retrieval.top_k
-    guides = joint.first_guides(1, k, size, NUM_CLASSES) if model.fusion is not None else None
-    # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its
-    # values depend on how a computation is split.
-    key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))
-    return dict(model.init({"params": key, "dropout": dropout}, jnp.zeros((1, size, size)), guides))
-
-
-def schedule(config: Config, peak: float) -> optax.Schedule:
+def schedule(optim: Optim, peak: float, num_steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine decay to `final_lr_factor` of the peak at the last step."""
-    warmup = min(config.optim.warmup_steps, max(config.train.num_steps - 1, 0))
+    warmup = min(optim.warmup_steps, max(num_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else peak,
         peak_value=peak,
         warmup_steps=warmup,
-        decay_steps=max(config.train.num_steps, warmup + 1),
-        end_value=peak * config.optim.final_lr_factor,
+        decay_steps=max(num_steps, warmup + 1),
+        end_value=peak * optim.final_lr_factor,
     )
 
 
-def parameter_groups(params: Any, config: Config) -> Any:
+def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
     """'backbone', 'retriever' or 'frozen' for each parameter.
+
+    Args:
+      params: {'backbone', 'retriever', 'fusion'} -> parameters or their shapes.
+      frozen: config.backbone.frozen, regular expressions of paths that do not train.
+      r: the retriever's section, which says which of its blocks train.
 
     Raises:
       UserError: a pattern of config.backbone.frozen matches no parameter or is no regular expression.
     """
     used: set[str] = set()
     try:
-        patterns = [(p, re.compile(p)) for p in config.backbone.frozen]
+        patterns = [(p, re.compile(p)) for p in frozen]
     except re.error as e:
         raise UserError(f"config.backbone.frozen: {e.pattern!r} is no regular expression: {e}") from e
 
     def group(path: Any, _: Any) -> str:
         name = mesh.path_name(path)
         if name.startswith("retriever/"):
-            r = config.retriever
-            frozen = encoder.is_frozen(name.removeprefix("retriever/"), r.variant, r.trained_blocks, r.lora_rank)
-            return "frozen" if frozen else "retriever"
+            constant = is_frozen(name.removeprefix("retriever/"), r.variant, r.trained_blocks, r.lora_rank)
+            return "frozen" if constant else "retriever"
         hits = [p for p, regex in patterns if regex.search(name)]
         used.update(hits)
         return "frozen" if hits else "backbone"
@@ -130,13 +92,17 @@ def parameter_groups(params: Any, config: Config) -> Any:
     return groups
 
 
-def build_optimizer(params: Any, config: Config) -> optax.GradientTransformation:
-    """One optimiser: the global clip first, then one schedule per group; frozen parameters get no state at all."""
-    o = config.optim
-    groups = parameter_groups(params, config)
+def build_optimizer(groups: Any, o: Optim, num_steps: int) -> optax.GradientTransformation:
+    """One optimiser: the global clip first, then one schedule per group; frozen parameters get no state at all.
+
+    Args:
+      groups: of `parameter_groups`.
+      o: the config's section.
+      num_steps: length of the run, for the schedules.
+    """
 
     def one(peak: float) -> optax.GradientTransformation:
-        rate = schedule(config, peak)
+        rate = schedule(o, peak, num_steps)
         decay = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731 - kernels, not biases and norms
         if o.name == "adamw":
             return optax.adamw(rate, weight_decay=o.weight_decay, mask=decay)
@@ -168,11 +134,12 @@ def create_state(
     Returns:
       The state, the optimiser, and the state's shardings (a tree like it).
     """
-    shapes = jax.eval_shape(lambda: init_variables(model, config))
-    tx = build_optimizer(shapes["params"], config)
+    shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
+    groups = parameter_groups(shapes["params"], config.backbone.frozen, config.retriever)
+    tx = build_optimizer(groups, config.optim, config.train.num_steps)
 
     if initial is None:
-        initial = jax.tree.map(np.asarray, jax.jit(lambda: init_variables(model, config))())
+        initial = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())
 
     def fresh(variables: joint.Variables) -> TrainState:
         params = variables["params"]

@@ -1,0 +1,1 @@
+"""One module a command: words and order only; everything else is in the packages above."""

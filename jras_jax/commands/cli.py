@@ -1,0 +1,157 @@
+"""The command line: `jras COMMAND ...`, the same as `python run.py COMMAND ...`.
+
+Each command is a module of this package with `add_arguments(parser)` and `run(args, overrides) -> exit status`. Only the
+module of the command that is called is imported, so that mistakes in the command line answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import jras_jax
+from jras_jax.errors import UserError
+
+COMMANDS = {
+    "train": "train a model, or resume training; then evaluate and report",
+    "pretrain": "pre-train the retriever without labels",
+    "evaluate": "score a trained run's best checkpoint and write its report",
+    "predict": "segment new scans",
+    "choose": "measure on validation whether post-processing and test-time augmentation help",
+    "gallery": "make or change a gallery of labelled scans",
+    "score": "score folders of masks against reference masks",
+    "compare": "compare two evaluated runs, case by case",
+    "report": "write the report of an evaluated run",
+    "build": "prepare a data set from its official download",
+    "convert": "convert published weights",
+    "settings": "list every setting with its default, unit and source",
+}
+OLD_NAMES = {"pretrain_retriever": "pretrain"}  # of --mode
+NEED_A_JOB = (
+    "train",
+    "pretrain",
+    "evaluate",
+    "predict",
+    "choose",
+    "gallery",
+)  # they run on devices, maybe on several hosts
+
+
+def overview() -> argparse.ArgumentParser:
+    """The parser of `jras --help`: what there is, without any command's own options."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    p = argparse.ArgumentParser(
+        prog="jras",
+        usage="jras COMMAND [options] [--config.SECTION.KEY=VALUE ...]",
+        description="Retrieval-augmented segmentation of cardiac MRI in JAX.\n\ncommands:\n" + "\n".join(lines),
+        epilog="jras COMMAND --help lists the options of a command. python run.py takes the same arguments; without a\n"
+        "command it trains.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("--version", action="version", version=f"jras_jax {jras_jax.__version__}")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+      0 success; 1 some of the inputs could not be processed; 2 a mistake of the user, printed in one line without a
+      traceback.
+    """
+    command, rest = _command(list(sys.argv[1:] if argv is None else argv))
+    try:
+        if command is None:
+            overview().parse_args(rest or ["--help"])
+            raise UserError(f"{rest[0]!r} is no command; jras --help lists them")
+        return _run(command, rest)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return _leave(2)
+    except Exception:
+        if not _several_hosts():
+            raise
+        traceback.print_exc()
+        print(
+            "error: this host stopped, or another host of the job that it talked to (the lines above say which). Start "
+            "the job again with the same command, on any number of hosts: it resumes from its last checkpoint",
+            file=sys.stderr,
+        )
+        return _leave(1)
+
+
+def _command(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The command and its arguments: `COMMAND ...`, or `--mode=COMMAND ...`, or (with a --config) train."""
+    for i, argument in enumerate(argv):
+        if argument.startswith("--mode="):
+            return _known(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
+        if argument == "--mode" and i + 1 < len(argv):
+            return _known(argv[i + 1]), argv[:i] + argv[i + 2 :]
+    if argv and argv[0] in COMMANDS:
+        return argv[0], argv[1:]
+    if argv and argv[0].startswith("-") and argv[0] not in ("--help", "-h", "--version"):
+        return "train", argv
+    return None, argv
+
+
+def _known(mode: str) -> str:
+    name = OLD_NAMES.get(mode, mode)
+    if name not in COMMANDS:
+        print(f"error: --mode={mode}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    return name
+
+
+def _run(command: str, argv: list[str]) -> int:
+    module = importlib.import_module(f"jras_jax.commands.{command}")
+    p = argparse.ArgumentParser(
+        prog=f"jras {command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --config.x.y must never be taken for a prefix of another option
+    )
+    module.add_arguments(p)
+    if command in NEED_A_JOB:
+        job = p.add_argument_group("several hosts without a scheduler (SLURM, Kubernetes and Cloud TPU are detected)")
+        job.add_argument("--coordinator", default="", metavar="HOST:PORT", help="address of the first host")
+        job.add_argument("--num_processes", type=int, default=0, metavar="N", help="number of hosts")
+        job.add_argument("--process_id", type=int, default=-1, metavar="I", help="number of this host, from 0")
+    args, rest = p.parse_known_args(argv)
+    stray = [a for a in rest if not a.startswith("--config.")]
+    if stray:
+        raise UserError(f"{stray[0]!r} is no known argument; settings are given as --config.section.key=value")
+    if command in NEED_A_JOB:
+        _start_job(args)
+    elif rest:
+        raise UserError(f"jras {command} takes no settings: leave {rest[0]} out")
+    return module.run(args, tuple(rest))
+
+
+def _start_job(args: argparse.Namespace) -> None:
+    from absl import logging
+
+    from jras_jax import hosts
+
+    logging.set_verbosity(logging.INFO if os.environ.get("JRAS_VERBOSE") else logging.WARNING)
+    hosts.keep_freed_memory()
+    hosts.initialize_hosts(args.coordinator, args.num_processes, args.process_id)
+
+
+def _leave(status: int) -> int:
+    """A host that fails does not wait for the others, as JAX's own exit does: they learn of it by its silence."""
+    if _several_hosts():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _several_hosts() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

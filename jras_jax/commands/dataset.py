@@ -1,0 +1,51 @@
+"""The data set of a config: builds it first if needed (and writes the phantom's scans), then loads it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import tfds_builders
+from jras_jax import files
+from jras_jax.config import Dataset
+from jras_jax.data import phantom
+from jras_jax.data.load import RunData, load
+from jras_jax.errors import UserError
+from jras_jax.hosts import first_host_first
+
+
+def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData:
+    """Loads the data set of a config's dataset section, building it first if it is not built from these scans.
+
+    Args:
+      dataset: the section.
+      splits: those of an earlier start of the same run; None makes them.
+
+    Raises:
+      UserError: no manual_dir, a fault in the scans, or see `jras_jax.data.load.load`.
+    """
+    manual = dataset.manual_dir
+    if dataset.name != "phantom" and not manual:
+        raise UserError(
+            f"config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of the official "
+            f"{dataset.name.upper()} download ({'with training/ in it' if dataset.name == 'acdc' else 'with its CSV in it'})"
+        )
+    builder = "mnms" if dataset.name == "mnms" else "acdc"
+    # The phantom follows ACDC's layout, but must not take the place of prepared real scans.
+    cache = str(pathlib.Path(dataset.data_dir) / "phantom") if dataset.name == "phantom" else dataset.data_dir
+    with first_host_first():
+        if dataset.name == "phantom":
+            manual = str(_write_phantom(dataset))
+        folder = tfds_builders.build(builder, manual, cache)
+    return load(folder, dataset, scans=manual, splits=splits)
+
+
+def _write_phantom(dataset: Dataset) -> pathlib.Path:
+    """The phantom's folder under data_dir; written once for each size and seed."""
+    train, test, seed = dataset.phantom_patients, dataset.phantom_test_patients, dataset.split_seed
+    folder = pathlib.Path(dataset.data_dir) / "scans" / f"phantom_{train}_{test}_{seed}"
+    done = folder / "phantom.json"
+    if not done.is_file():
+        phantom.write_acdc(folder, train_patients=train, test_patients=test, seed=seed)
+        files.write_json(done, {"train": train, "test": test})
+    return folder

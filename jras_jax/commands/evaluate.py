@@ -1,0 +1,73 @@
+"""Scores the best checkpoint of a trained run (and of the baseline inside it) and writes its report.
+
+jras evaluate --workdir=runs/acdc --config.eval.split=test
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+
+from jras_jax import report
+from jras_jax.commands.dataset import load_data
+from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
+from jras_jax.errors import UserError
+from jras_jax.evaluation.evaluate import evaluate
+from jras_jax.inference.trained_run import open_run
+from jras_jax.run_folder.layout import RunFolder
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_workdir(p)
+    p.add_argument(
+        "--output", metavar="FOLDER", help="also write the split's masks as the challenge wants them submitted"
+    )
+
+
+def add_workdir(p: argparse.ArgumentParser) -> None:
+    """The options of every command that opens a trained run."""
+    p.add_argument("--workdir", help="folder of a trained run")
+    p.add_argument("--config", help=argparse.SUPPRESS)
+
+
+def trained_folder(args: argparse.Namespace, command: str) -> RunFolder:
+    """The run's folder; raises UserError if there is no --workdir, or a --config, which the run itself has."""
+    if not args.workdir:
+        raise UserError(f"{command} needs --workdir=FOLDER of a trained run")
+    if args.config:
+        raise UserError(f"{command} reads the run's own settings from --workdir; leave --config out")
+    return RunFolder(args.workdir)
+
+
+def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
+    """Evaluates; returns the exit status."""
+    folder = trained_folder(args, "evaluate")
+    enable_compilation_cache()
+    evaluate_and_report(folder, overrides, args.output)
+    return 0
+
+
+def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> None:
+    """Evaluates a run and the baseline inside it, prints the scores and writes the report."""
+    summary = evaluate_one(folder, overrides, submission)
+    baseline = evaluate_one(folder.baseline, overrides) if folder.baseline.config.is_file() else None
+    if jax.process_index() != 0:
+        return
+    print_scores(summary, baseline)
+    for warning in summary["warnings"]:
+        say(f"note: {warning}")
+    page = report.write_report(folder.path, baseline_dir=folder.baseline.path if baseline else None)
+    say(f"scores: {folder.summary}\nreport: {page}")
+    if submission:
+        say(f"masks in the challenge's layout: {submission}")
+
+
+def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> dict[str, Any]:
+    """Evaluates one run on its own data set; returns the summary."""
+    run = open_run(folder.path, overrides)
+    data = load_data(run.config.dataset, run.splits)
+    title = f"evaluating {run.config.eval.split}"
+    return evaluate(run, data, submission=submission, progress=progress(title))

@@ -1,0 +1,26 @@
+"""Writes the report of an evaluated run: one HTML page that needs no network.
+
+jras report RUN_DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from jras_jax.report import write_report
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    p.add_argument("run_dir", metavar="RUN_DIR", help="the --workdir of the run")
+    p.add_argument(
+        "--baseline", metavar="DIR", help="run to compare with (default: RUN_DIR/baseline if it is evaluated)"
+    )
+    p.add_argument("--output", metavar="FILE", help="where to write (default: RUN_DIR/report.html)")
+
+
+def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
+    """Writes the page; returns the exit status."""
+    written = write_report(args.run_dir, baseline_dir=args.baseline, output=args.output)
+    print(f"{written} ({written.stat().st_size / 1e6:.1f} MB)")
+    return 0

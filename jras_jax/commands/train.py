@@ -1,0 +1,76 @@
+"""Trains a run, or resumes it, then evaluates it and writes its report.
+
+jras train --config=configs/demo.py --workdir=runs/demo --config.train.num_steps=500
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import time
+
+from jras_jax import config as configs
+from jras_jax.commands.dataset import load_data
+from jras_jax.commands.evaluate import evaluate_and_report
+from jras_jax.commands.terminal import enable_compilation_cache, say
+from jras_jax.config import Config
+from jras_jax.errors import UserError
+from jras_jax.run_folder.layout import RunFolder
+from jras_jax.training import loop
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_config_arguments(p)
+    p.add_argument("--no_report", action="store_true", help="stop after training, without evaluation and report")
+
+
+def add_config_arguments(p: argparse.ArgumentParser) -> None:
+    """The options of every command that starts from a config file."""
+    p.add_argument(
+        "--config", help="config file, or the name of one that comes with the package (demo, acdc_unet, ...)"
+    )
+    p.add_argument("--workdir", help="folder of the run (default: runs/NAME, the config's name)")
+
+
+def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[Config, RunFolder]:
+    """The settings of `--config` with their overrides, and the folder of the run.
+
+    Raises:
+      UserError: no --config, or anything wrong in it.
+    """
+    if not args.config:
+        raise UserError("training needs --config=FILE, such as --config=configs/demo.py")
+    config = configs.parse(configs.override(configs.load(args.config), overrides))
+    return config, RunFolder(args.workdir or f"runs/{config.name}")
+
+
+def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
+    """Trains; returns the exit status."""
+    config, folder = read_config(args, overrides)
+    enable_compilation_cache()
+    start = time.monotonic()
+    if config.train.with_baseline and not config.retrieval.enabled:
+        raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
+    train(config, folder)
+    if config.train.with_baseline:
+        train(baseline_of(config), folder.baseline)
+    if not args.no_report:
+        evaluate_and_report(folder, ())
+        say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
+    return 0
+
+
+def train(config: Config, folder: RunFolder) -> pathlib.Path:
+    """Trains one run on its data set; returns its folder."""
+    loop.check_folder(config, folder)  # before the data set is built, which may take long
+    splits = folder.read_splits() if folder.splits.is_file() else None
+    return loop.train(config, folder.path, load_data(config.dataset, splits))
+
+
+def baseline_of(config: Config) -> Config:
+    """The same run without retrieval."""
+    off = dataclasses.replace(config.retrieval, enabled=False)
+    alone = dataclasses.replace(config.train, with_baseline=False)
+    return dataclasses.replace(config, name=f"{config.name}_baseline", retrieval=off, train=alone)

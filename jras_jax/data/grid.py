@@ -1,0 +1,179 @@
+"""Between a scan's native voxels and the model's square grid, both ways, and the table of slices a run works on.
+
+The model sees slices of S x S pixels, rows running down and columns to the right. Where the header's geometry is known,
+rows run towards the patient's back and feet and columns to the patient's left (the radiological view), and pixels
+are `spacing_mm` wide; where it is not, rows are Y and columns X as stored. All maps are separable and linear, held as
+one small matrix per axis, so that the way back (for scores in native geometry) is exact about centres and scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from jras_jax.data import NUM_CLASSES, Volume
+
+
+class Grid(NamedTuple):
+    """The model grid: side in pixels, their size in mm (0: native), what to do without spacing, percentiles.
+
+    `ignore_spacing` treats every scan as one without spacing: for models trained on such scans alone, which know the
+    heart at that scale only.
+    """
+
+    image_size: int
+    spacing_mm: float
+    unknown_spacing: str
+    percentiles: tuple[float, float]
+    ignore_spacing: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GridMap:
+    """How one volume's slices lie on the model grid.
+
+    Attributes:
+      shape: (X, Y, Z) of the native volume.
+      transpose, flip_rows, flip_cols: from (X, Y) to (rows, columns): transpose first, then flip.
+      scale: model pixels per native pixel, along rows and columns.
+      image_size: S.
+    """
+
+    shape: tuple[int, int, int]
+    transpose: bool
+    flip_rows: bool
+    flip_cols: bool
+    scale: tuple[float, float]
+    image_size: int
+
+    def _oriented(self, volume: np.ndarray) -> np.ndarray:
+        """(X, Y, ...) -> (rows, columns, ...)."""
+        out = np.swapaxes(volume, 0, 1) if self.transpose else volume
+        out = out[::-1] if self.flip_rows else out
+        return out[:, ::-1] if self.flip_cols else out
+
+    def _native(self, volume: np.ndarray) -> np.ndarray:
+        """(rows, columns, ...) -> (X, Y, ...)."""
+        out = volume[:, ::-1] if self.flip_cols else volume
+        out = out[::-1] if self.flip_rows else out
+        return np.swapaxes(out, 0, 1) if self.transpose else out
+
+    def _sizes(self) -> tuple[int, int]:
+        x, y, _ = self.shape
+        return (y, x) if self.transpose else (x, y)
+
+    def to_model(self, volume: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) or (X, Y, Z, C) of any real type -> (Z, S, S) or (Z, S, S, C) float32; 0 outside the scan."""
+        (rows, cols), size = self._sizes(), self.image_size
+        a = _resampling(size, rows, self.scale[0])
+        b = _resampling(size, cols, self.scale[1])
+        return _separable(a, b, np.moveaxis(self._oriented(volume), 2, 0))
+
+    def labels_to_model(self, mask: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) labels -> (Z, S, S) uint8: the class with the largest share of the pixel."""
+        onehot = (mask[..., None] == np.arange(1, NUM_CLASSES)).astype(np.float32)
+        shares = self.to_model(onehot)
+        background = 1.0 - shares.sum(-1, keepdims=True)
+        return np.argmax(np.concatenate([background, shares], -1), -1).astype(np.uint8)
+
+    def probabilities_to_native(self, probabilities: np.ndarray) -> np.ndarray:
+        """(Z, S, S, C) class probabilities -> (X, Y, Z, C) float32; background outside the model grid."""
+        return np.ascontiguousarray(self._native(np.moveaxis(self._resampled_back(probabilities), 0, 2)))
+
+    def to_native(self, probabilities: np.ndarray) -> np.ndarray:
+        """(Z, S, S, C) class probabilities -> (X, Y, Z) uint8 labels; background outside the model grid."""
+        labels = np.argmax(self._resampled_back(probabilities), -1).astype(np.uint8)
+        return np.ascontiguousarray(self._native(np.moveaxis(labels, 0, 2)))
+
+    def _resampled_back(self, probabilities: np.ndarray) -> np.ndarray:
+        """(Z, S, S, C) -> (Z, rows, columns, C) at the native resolution."""
+        rows, cols = self._sizes()
+        a = _resampling(rows, self.image_size, 1 / self.scale[0])
+        b = _resampling(cols, self.image_size, 1 / self.scale[1])
+        native = _separable(a, b, probabilities[..., 1:])
+        # What the grid does not cover has no probability at all: the rest belongs to the background.
+        background = 1.0 - native.sum(-1, keepdims=True)
+        return np.concatenate([background, native], -1)
+
+
+def grid_map(volume: Volume, grid: Grid) -> GridMap:
+    """The map of one volume onto the model grid."""
+    x, y, z = volume.image.shape
+    turned = orientation(volume.affine) if volume.spacing_known else (True, False, False)
+    if volume.spacing_known and not grid.ignore_spacing:
+        spacing = volume.spacing[[1, 0]] if turned[0] else volume.spacing[:2]
+        down, across = (float(s) / grid.spacing_mm if grid.spacing_mm else 1.0 for s in spacing)
+        scale = (down, across)
+    else:
+        factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
+        scale = (factor, factor)
+    return GridMap((x, y, z), *turned, scale, grid.image_size)
+
+
+def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:
+    """(transpose, flip rows, flip columns) that bring the in-plane axes nearest to the radiological view.
+
+    Only the two in-plane axes are looked at: short-axis stacks are oblique, so that the nearest whole-volume
+    orientation (`nibabel.as_closest_canonical`) may call another axis the slice axis.
+    """
+    left = np.array([-1.0, 0.0, 0.0])
+    back_and_feet = np.array([0.0, -1.0, -1.0]) / np.sqrt(2)
+    axes = [affine[:3, i] / max(np.linalg.norm(affine[:3, i]), 1e-12) for i in (0, 1)]
+    best, choice = -np.inf, (True, False, False)
+    for transpose in (True, False):
+        rows, cols = (axes[1], axes[0]) if transpose else (axes[0], axes[1])
+        for flip_rows in (False, True):
+            for flip_cols in (False, True):
+                down, right = (-rows if flip_rows else rows), (-cols if flip_cols else cols)
+                score = down @ back_and_feet + right @ left
+                if score > best + 1e-9:
+                    best, choice = score, (transpose, flip_rows, flip_cols)
+    return choice
+
+
+@functools.lru_cache(maxsize=512)
+def _resampling(size_out: int, size_in: int, scale: float) -> np.ndarray:
+    """(size_out, size_in) float32 matrix: linear resampling about the common centre, low-passed when it shrinks."""
+    centres = (np.arange(size_out) - (size_out - 1) / 2) / scale + (size_in - 1) / 2
+    distance = np.abs(centres[:, None] - np.arange(size_in)[None])
+    weights = np.maximum(0.0, 1.0 - distance * min(scale, 1.0))
+    total = weights.sum(1, keepdims=True)
+    inside = (centres >= -0.5) & (centres <= size_in - 0.5)
+    weights = np.where(inside[:, None], weights / np.maximum(total, 1e-12), 0.0).astype(np.float32)
+    weights.setflags(write=False)
+    return weights
+
+
+def _separable(a: np.ndarray, b: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """Applies `a` along axis 1 and `b` along axis 2 of (Z, rows, columns[, C])."""
+    squeeze = slices.ndim == 3
+    x = slices[..., None].astype(np.float32) if squeeze else slices.astype(np.float32)
+    out = np.einsum("sr,zrcd,tc->zstd", a, x, b, optimize=True)
+    return out[..., 0] if squeeze else out
+
+
+def to_uint8(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+    """(X, Y, Z) intensities -> uint8, the two percentiles of the volume mapped to 0 and 255, clipped."""
+    low, high = np.percentile(image, percentiles)
+    scaled = (image - low) / max(float(high - low), 1e-6)
+    return np.round(255.0 * np.clip(scaled, 0.0, 1.0)).astype(np.uint8)
+
+
+class VolumeSlices(NamedTuple):
+    """A volume on the model grid: images (Z, S, S) uint8, masks (Z, S, S) uint8 or None, and the map between grids."""
+
+    images: np.ndarray
+    masks: np.ndarray | None
+    mapping: GridMap
+
+
+def volume_slices(volume: Volume, grid: Grid) -> VolumeSlices:
+    """Brings the slices of one volume, and their masks if it has any, to the model grid."""
+    mapping = grid_map(volume, grid)
+    images = mapping.to_model(to_uint8(volume.image, grid.percentiles))
+    images = np.clip(np.round(images), 0, 255).astype(np.uint8)
+    masks = mapping.labels_to_model(volume.mask) if volume.mask is not None else None
+    return VolumeSlices(images, masks, mapping)

@@ -1,0 +1,88 @@
+"""The volumes of a run: a prepared data set read into memory, and who trains, validates and tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from absl import logging
+
+from jras_jax.config import Dataset
+from jras_jax.data import Volume, prepared
+from jras_jax.data.grid import Grid
+from jras_jax.data.splits import make_splits, pick
+from jras_jax.errors import UserError
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The volumes of a data set and the part that each patient plays in a run.
+
+    Attributes:
+      volumes: the data set's own splits, each its volumes.
+      splits: as of `make_splits`.
+      grid: the model grid.
+      scans: the folder that the volumes' `source` is relative to.
+    """
+
+    volumes: dict[str, list[Volume]]
+    splits: dict[str, Any]
+    grid: Grid
+    scans: str
+
+    def part(self, name: str) -> list[Volume]:
+        """The volumes of 'train', 'validation' or 'test'.
+
+        Raises:
+          UserError: the data set has no patients there.
+        """
+        volumes = pick(self.volumes, self.splits, name)
+        if not volumes:
+            have = [p for p in PARTS if self.splits.get(p)]
+            raise UserError(f"config.eval.split={name!r}: this data set has no such patients; it has {', '.join(have)}")
+        return volumes
+
+
+def grid_of(dataset: Dataset) -> Grid:
+    """The model grid of a config's dataset section."""
+    return Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, tuple(dataset.percentiles))
+
+
+def load(
+    folder: str | os.PathLike[str], dataset: Dataset, *, scans: str, splits: dict[str, Any] | None = None
+) -> RunData:
+    """Reads a prepared data set.
+
+    Args:
+      folder: that `tfds_builders.build` returned.
+      dataset: the config's section.
+      scans: the folder of the scans it was built from.
+      splits: those of an earlier start of the same run; None makes them.
+
+    Raises:
+      UserError: no training patients, damaged records, or splits that name patients who are no longer there.
+    """
+    volumes = {split: prepared.load_volumes(folder, split) for split in prepared.splits(folder)}
+    if "train" not in volumes:
+        raise UserError(f"{scans}: there are no training patients, so there is nothing to train on")
+    if splits is None:
+        splits = make_splits(
+            volumes,
+            stratify="vendor" if dataset.name == "mnms" else "group",
+            num_folds=dataset.num_folds,
+            fold=dataset.fold,
+            seed=dataset.split_seed,
+            max_train_patients=dataset.max_train_patients,
+        )
+    else:
+        have = {v.patient for vs in volumes.values() for v in vs}
+        gone = sorted({p for part in PARTS for p in splits[part]} - have)
+        if gone:
+            raise UserError(f"{scans}: patients of this run's splits.json are no longer there: {', '.join(gone[:5])}")
+    unknown = sum(not v.spacing_known for vs in volumes.values() for v in vs)
+    if unknown:
+        logging.info("%d volumes have no known spacing: not resampled, distances will be in voxels", unknown)
+    return RunData(volumes, splits, grid_of(dataset), scans)

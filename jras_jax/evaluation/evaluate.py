@@ -1,0 +1,170 @@
+"""Evaluates a trained run on one part of its data set: scores, summary and the evidence that the report shows."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from jras_jax import files
+from jras_jax.data import Volume
+from jras_jax.data.load import RunData
+from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
+from jras_jax.evaluation.evidence import EvidenceWriter
+from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.trained_run import RunGallery, TrainedRun
+from jras_jax.run_folder import provenance
+
+POSITION_COLUMNS = ("patient", "phase", "position", "structure", "dice", "jaccard")
+POSITION_COLUMNS += ("voxels", "reference_voxels", "empty")
+PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
+_GUIDES = {
+    "patient": "; guides come from training patients only, never from the query's own patient",
+    "slice": "; guides come from training patients, other slices of the query's own patient among them (this leaks)",
+    "none": "; guides come from training patients, the query's own slice among them (this leaks)",
+}
+
+
+def evaluate(
+    run: TrainedRun,
+    data: RunData,
+    *,
+    submission: str | pathlib.Path | None = None,
+    progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
+) -> dict[str, Any]:
+    """Evaluates a run on `config.eval.split`; replaces `evaluation/` in its folder.
+
+    Args:
+      run: opened with the overrides that this evaluation wants.
+      data: its data set, with the run's own splits.
+      submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`.
+      progress: wraps the volumes to show how far the evaluation is.
+
+    Returns:
+      The summary, as written to `evaluation/summary.json`.
+
+    Raises:
+      UserError: the data set has no patients in that split, or a file cannot be written.
+    """
+    config, folder = run.config, run.folder
+    volumes = data.part(config.eval.split)
+    gallery = run.train_gallery(data)
+    table = gallery.table if gallery else None
+    scores = _Scores()
+    retrieved = evaluator.RetrievedMasks(table) if table is not None else None
+    evidence = EvidenceWriter(folder.evidence, config.eval.evidence_cases, table)
+    segmenter = run.segmenter(gallery.arrays if gallery else None)
+    masks: list[export.Prediction] = []
+    for volume, prediction in evaluator.predictions(
+        segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
+    ):
+        if submission is not None:
+            masks.append((volume, prediction.labels))
+        evidence.add(volume, prediction, scores.add(volume, prediction))
+        if retrieved is not None:
+            retrieved.add(prediction)
+    summary = finite(_summary(run, scores, volumes, gallery, retrieved))
+    if jax.process_index() == 0:
+        evidence.write()
+        metrics.write_cases_csv(folder.cases, scores.cases)
+        metrics.write_cases_csv(folder.positions, scores.positions, POSITION_COLUMNS)
+        files.write_json(folder.summary, summary)
+        if submission is not None:
+            write = export.export_mnms if config.dataset.convention == "mnms" else export.export_acdc
+            write(masks, submission, data.scans)
+    return summary
+
+
+class _Scores:
+    """What the volumes scored, as it is written."""
+
+    def __init__(self) -> None:
+        self.cases: list[dict[str, Any]] = []
+        self.positions: list[dict[str, Any]] = []
+        self.paper: list[list[dict[str, Any]]] = []
+
+    def add(self, volume: Volume, prediction: VolumePrediction) -> float:
+        """Scores a volume; returns its mean Dice."""
+        assert volume.mask is not None
+        rows = evaluator.case_rows(volume, prediction)
+        self.cases += rows
+        self.positions += evaluator.position_rows(volume, prediction)
+        self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels))
+        return float(np.mean([r["dice"] for r in rows]))
+
+    def uncertainty(self) -> dict[str, Any]:
+        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
+        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.cases:
+            cases.setdefault((row["patient"], row["phase"]), []).append(row)
+        dice = [float(np.mean([r["dice"] for r in rows])) for rows in cases.values()]
+        signs = {
+            "entropy": [rows[0]["entropy"] for rows in cases.values()],
+            "guide_disagreement": [1.0 - rows[0]["guide_agreement"] for rows in cases.values()],
+        }
+        found = {name: statistics.spearman(values, dice) for name, values in signs.items()}
+        return {f"{name}_vs_dice": {"spearman": c.rho, "p": c.p, "n": c.n} for name, c in found.items() if c.n}
+
+
+def _summary(
+    run: TrainedRun,
+    scores: _Scores,
+    volumes: list[Volume],
+    gallery: RunGallery | None,
+    retrieved: evaluator.RetrievedMasks | None,
+) -> dict[str, Any]:
+    config, warnings = run.config, []
+    units = {r["unit"] for r in scores.cases}
+    if "voxel" in units:
+        which = "the scans have" if len(units) == 1 else "some scans have"
+        warnings.append(f"{which} no known voxel spacing: distances are in voxels, volumes are counts of voxels")
+    if config.retrieval.enabled and config.retrieval.exclude != "patient":
+        warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
+        logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
+    if config.eval.split == "test" and choose.unmeasured(run):
+        warnings.append(choose.UNMEASURED)
+    guided_by: dict[str, Any] = {"enabled": config.retrieval.enabled}
+    if gallery is not None:
+        guided_by |= {
+            "split": config.eval.gallery,
+            "slices": len(gallery.table),
+            "patients": len(gallery.table.patients),
+            "exclude": config.retrieval.exclude,
+            "strategy": config.retrieval.strategy,
+            "top_k": config.retrieval.top_k,
+            "temperature": config.retrieval.temperature,
+            "fingerprint": run.fingerprint,
+        }
+    return metrics.aggregate(scores.cases) | {
+        "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
+        "split": config.eval.split,
+        "patients": len({v.patient for v in volumes}),
+        "unit": units.pop() if len(units) == 1 else "mixed",
+        "gallery": guided_by,
+        "retrieval": retrieved.summary(controls=True) if retrieved is not None else {},
+        "paper_2d": metrics.aggregate_paper_2d(scores.paper),
+        "clinical": clinical.clinical_summary(scores.cases),
+        "uncertainty": scores.uncertainty(),
+        "checkpoint_step": run.step,
+        "name": config.name,
+        "fold": config.dataset.fold,
+        "seed": config.seed,
+        "postprocess": config.eval.postprocess,
+        "tta": config.eval.tta,
+        "git_revision": provenance.git_revision(),
+        "warnings": warnings,
+    }
+
+
+def finite(tree: Any) -> Any:
+    """NaN -> None: JSON has no NaN."""
+    if isinstance(tree, dict):
+        return {k: finite(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [finite(v) for v in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -1,0 +1,120 @@
+"""Small files, written whole or not at all and read with errors a user can act on; checksums.
+
+One writer and one reader serve every small file of a run, a gallery and a prepared data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from jras_jax.errors import UserError
+
+Path = str | os.PathLike[str]
+
+
+class FileError(UserError):
+    """A file cannot be read or written; the text names it and says what to do."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[pathlib.Path]:
+    """Gives the path of a temporary file that takes the place of `path` when the block succeeds.
+
+    The folder of `path` is made if absent. After a failure nothing is left of the temporary file, and what was at
+    `path` before is still there.
+
+    Raises:
+      FileError: the operating system refuses (no space, no permission, a folder in the way).
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as e:
+        raise FileError(f"{path} cannot be written ({e.strerror or e}): {_remedy(e)}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file (UTF-8), whole or not at all; raises FileError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, *, indent: int = 1) -> None:
+    """Writes JSON, whole or not at all; raises FileError."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+      path: the file.
+      remedy: what the user can do if the file is missing or damaged; it ends the message.
+
+    Raises:
+      FileError: the file is missing, cannot be read, or holds no JSON object.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileError(f"{path} is missing: {remedy}") from None
+    except OSError as e:
+        raise FileError(f"{path} cannot be read ({e.strerror or e}): {_remedy(e)}") from e
+    except ValueError as e:  # not UTF-8, or not JSON
+        raise FileError(f"{path} is damaged ({e}): {remedy}") from e
+    if not isinstance(content, dict):
+        raise FileError(f"{path} holds a {type(content).__name__} instead of an object: {remedy}")
+    return content
+
+
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, whole or not at all, with the permissions of any new file in its folder."""
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        try:
+            safetensors.numpy.save_file(contiguous, temporary, dict(metadata) if metadata else None)
+        except safetensors.SafetensorError as e:  # how the library reports an error of the operating system
+            raise OSError(str(e)) from e
+        temporary.chmod(mode & 0o777)  # the library makes its files readable by their owner alone
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 checksum of a file's content, 64 hexadecimal digits."""
+    with pathlib.Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _remedy(error: OSError) -> str:
+    known = {
+        errno.ENOSPC: "free some space on this disk and run the command again",
+        errno.EDQUOT: "your disk quota is used up; free some space and run the command again",
+        errno.EACCES: "you have no permission there; choose another folder or change its permissions",
+        errno.EPERM: "you have no permission there; choose another folder or change its permissions",
+        errno.EROFS: "this disk is read-only; choose another folder",
+        errno.ENOTDIR: "a file is in the way of a folder of that name; choose another path",
+        errno.EEXIST: "a file is in the way of a folder of that name; choose another path",
+        errno.EISDIR: "a folder is in the way of a file of that name; choose another path",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    }
+    return known.get(error.errno or 0, "check the path and the disk")

@@ -1,0 +1,244 @@
+"""A trained model at work: slices in, class probabilities and the retrieved cases out, in batches of one shape."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jras_jax import joint, mesh
+from jras_jax.data import NUM_CLASSES, Volume
+from jras_jax.data.dice import dice
+from jras_jax.data.grid import Grid, GridMap, VolumeSlices, volume_slices
+from jras_jax.errors import UserError
+from jras_jax.retrieval import measures
+from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
+
+
+class SlicePredictions(NamedTuple):
+    """Per slice, on the model grid.
+
+    Attributes:
+      probabilities: (n, S, S, C) float32.
+      indices: (n, K) int32 gallery rows; K = 0 without retrieval.
+      weights, similarity: (n, K) float32.
+      agreement: (n,) float32, mean Dice among the guide masks; NaN without retrieval.
+    """
+
+    probabilities: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+    similarity: np.ndarray
+    agreement: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumePrediction:
+    """One segmented volume.
+
+    Attributes:
+      labels: (X, Y, Z) uint8 on the native grid, project labels.
+      images: (Z, S, S) uint8, the slices as the model saw them.
+      masks: (Z, S, S) uint8, the true labels on the model grid; None if the volume has no mask.
+      slices: the model's output for each slice.
+      mapping: between the two grids.
+      entropy: mean predictive entropy over the predicted foreground and its rim, nats.
+      patient: the gallery's number of the volume's patient, for the leak rule; -1 if not in the gallery.
+    """
+
+    labels: np.ndarray
+    images: np.ndarray
+    masks: np.ndarray | None
+    slices: SlicePredictions
+    mapping: GridMap
+    entropy: float
+    patient: int = -1
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(X, Y, Z, C) float32 class probabilities on the native grid; background outside the model grid."""
+        return self.mapping.probabilities_to_native(self.slices.probabilities)
+
+
+class Segmenter:
+    """A compiled model that segments slices and volumes with the variables and the gallery it is given.
+
+    The program is compiled at the first call and kept: `using` exchanges variables and gallery without compiling again,
+    so that one segmenter serves every validation of a run.
+
+    Args:
+      model: of `joint.build_model`.
+      selection: how guides are chosen; None for the baseline.
+      grid: the model grid.
+      batch_size: slices per call; the last call is padded, so that one shape is compiled.
+      device_mesh: where it runs.
+      tta: average over small rotations.
+      seed: for strategies that draw.
+    """
+
+    ROTATIONS = (-10.0, 10.0)  # degrees, beside the slice as it is
+
+    def __init__(
+        self,
+        model: joint.JointModel,
+        selection: joint.Selection | None,
+        grid: Grid,
+        *,
+        batch_size: int,
+        device_mesh: Mesh,
+        tta: bool = False,
+        seed: int = 0,
+    ):
+        self.grid, self.mesh = grid, device_mesh
+        self.variables: joint.Variables | None = None
+        self.gallery: Gallery | None = None
+        data = device_mesh.shape["data"]
+        self.batch_size = -(-batch_size // data) * data
+        self._key = jax.random.key(seed)
+        # A strategy that draws to explore in training takes the best here; 'random' is the control, which draws.
+        self._draws = selection is not None and selection.strategy == "random"
+        self._oracle = selection is not None and selection.strategy == "oracle"
+        angles = self.ROTATIONS if tta else ()
+        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
+        self._forward = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
+
+    def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
+        """This segmenter with variables (on the mesh) and a gallery embedded by them; None for the baseline."""
+        ready = copy.copy(self)
+        ready.variables, ready.gallery = variables, gallery
+        return ready
+
+    def slices(
+        self,
+        images: np.ndarray,
+        patient: int = -1,
+        rows: np.ndarray | None = None,
+        truth: np.ndarray | None = None,
+    ) -> SlicePredictions:
+        """Segments slices (n, S, S) uint8.
+
+        Args:
+          images: the slices on the model grid.
+          patient: the gallery's number of their patient, so that the leak rule can act; -1 if not in the gallery.
+          rows: (n,) the gallery rows that are these very slices; -1 or None if not in the gallery.
+          truth: (n, S, S) true labels, which only the strategy 'oracle' reads.
+
+        Raises:
+          UserError: the strategy is 'oracle' and there is no truth.
+        """
+        n, size = len(images), self.batch_size
+        rows = np.full(n, -1, np.int32) if rows is None else rows.astype(np.int32)
+        if self._oracle and truth is None:
+            raise UserError("config.retrieval.strategy='oracle' needs true masks: it is for labelled data only")
+        put = functools.partial(mesh.put_whole, self.mesh)
+        whose = put(np.full(size, patient, np.int32))
+        parts = []
+        for start in range(0, n, size):
+            at = slice(start, start + size)
+            key = jax.random.fold_in(self._key, start) if self._draws else None
+            true = put(_filled(truth[at], size)) if self._oracle and truth is not None else None
+            chunk, own = put(_filled(images[at], size)), put(_filled(rows[at], size, -1))
+            out = self._forward(self.variables, self.gallery, chunk, whose, own, key, true)
+            parts.append([np.asarray(x)[: n - start] for x in out])
+        return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+    def volume(
+        self,
+        volume: Volume,
+        patient: int = -1,
+        rows: np.ndarray | None = None,
+        slices: VolumeSlices | None = None,
+    ) -> VolumePrediction:
+        """Segments a volume on its native grid.
+
+        `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
+        """
+        images, masks, mapping = slices or volume_slices(volume, self.grid)
+        predicted = self.slices(images, patient, rows, masks)
+        labels = mapping.to_native(predicted.probabilities)
+        entropy = predictive_entropy(predicted.probabilities)
+        return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
+
+
+def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
+    """(m, ...) -> (size, ...), filled at the end."""
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+
+
+def _forward(
+    variables: joint.Variables,
+    gallery: Gallery | None,
+    images: jax.Array,
+    patient: jax.Array,
+    row: jax.Array,
+    key: jax.Array | None,
+    truth: jax.Array | None,
+    *,
+    model: joint.JointModel,
+    selection: joint.Selection | None,
+    mesh: Mesh,
+    angles: tuple[float, ...],
+) -> tuple[jax.Array, ...]:
+    apply: Any = model.apply
+    plain = images.astype(jnp.float32) / 255.0
+    guides, b = None, images.shape[0]
+    indices, weights = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0))
+    similarity, agreement = jnp.zeros((b, 0)), jnp.full((b,), jnp.nan)
+    if gallery is not None and selection is not None:
+        embeddings = apply(variables, plain, method="embed_images")
+        queries = QueryKeys(patient=patient, row=row)
+        scores = None if truth is None else measures.overlap(truth, gallery.masks)
+        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
+        indices, weights, similarity = guides.indices, guides.weights, guides.similarity
+        agreement = guide_agreement(guides)
+
+    def probabilities(x: jax.Array) -> jax.Array:
+        logits = apply(variables, x, guides, method="segment")
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    total = probabilities(plain)
+    for angle in angles:
+        total += rotate(probabilities(rotate(plain[..., None], angle)[..., 0]), -angle, fill_background=True)
+    return total / (1 + len(angles)), indices, weights, similarity, agreement
+
+
+def rotate(images: jax.Array, degrees: float, *, fill_background: bool = False) -> jax.Array:
+    """Rotates (B, S, S, C) about the centre, bilinear; outside is 0, or class 0 with certainty."""
+    size = images.shape[1]
+    angle, centre = jnp.deg2rad(degrees), (size - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(size) - centre, jnp.arange(size) - centre, indexing="ij")
+    at = [jnp.cos(angle) * y - jnp.sin(angle) * x + centre, jnp.sin(angle) * y + jnp.cos(angle) * x + centre]
+    warp = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=at, order=1, mode="constant")
+    if fill_background:
+        images = images.at[..., 0].add(-1.0)
+    out = jax.vmap(jax.vmap(lambda i: warp(i), in_axes=-1, out_axes=-1))(images)
+    return out.at[..., 0].add(1.0) if fill_background else out
+
+
+def guide_agreement(guides: Guides) -> jax.Array:
+    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 where there is one guide."""
+    fg = guides.masks[..., 1:].sum(-1).reshape(*guides.masks.shape[:2], -1)  # (B, K, S * S)
+    k = fg.shape[1]
+    if k == 1:
+        return jnp.ones(fg.shape[0])
+    flat = guides.masks[..., 1:].reshape(*guides.masks.shape[:2], -1)
+    overlap = jnp.einsum("bkp,blp->bkl", flat, flat)
+    size = fg.sum(-1)
+    total = size[:, :, None] + size[:, None, :]
+    scores = dice(overlap, total)
+    return (scores.sum((1, 2)) - jnp.trace(scores, axis1=1, axis2=2)) / (k * (k - 1))
+
+
+def predictive_entropy(probabilities: np.ndarray) -> float:
+    """Mean entropy (nats) of (n, S, S, C) probabilities over pixels that may be foreground (background below 0.99)."""
+    p = np.clip(probabilities, 1e-7, 1.0)
+    near = p[..., 0] < 0.99
+    if not near.any():
+        return 0.0
+    return float(-(p[near] * np.log(p[near])).sum(-1).mean())

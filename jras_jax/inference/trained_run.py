@@ -1,0 +1,306 @@
+"""A trained run, opened from its folder: settings, best checkpoint, gallery; everything that segments starts here.
+
+run = open_run("runs/acdc")
+gallery = run.open_gallery()
+result = run.segment(image, spacing=(1.4, 1.4, 8.0), gallery=gallery)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from jras_jax import config as configs
+from jras_jax import joint, mesh
+from jras_jax.config import Config
+from jras_jax.data import STRUCTURES, Volume, pairs
+from jras_jax.data.grid import Grid, volume_slices
+from jras_jax.data.load import RunData, grid_of
+from jras_jax.data.slice_table import SliceTable, slice_table
+from jras_jax.errors import UserError
+from jras_jax.inference.embedder import Embedder
+from jras_jax.inference.postprocess import postprocessed
+from jras_jax.inference.segmenter import Segmenter, VolumePrediction
+from jras_jax.retrieval import gallery_files, retriever
+from jras_jax.retrieval.gallery import Gallery, gallery_from_table, with_embeddings
+from jras_jax.retrieval.known import KnownPatients
+from jras_jax.run_folder.checkpoints import Checkpoints
+from jras_jax.run_folder.layout import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class RunGallery:
+    """A gallery ready for a run: its arrays on the devices, its slices on the host, and a line that says what it is."""
+
+    arrays: Gallery
+    table: SliceTable
+    description: str
+
+    @functools.cached_property
+    def known(self) -> KnownPatients:
+        """Recognises scans of the gallery's own patients."""
+        return KnownPatients(self.table)
+
+    def guides(self, prediction: VolumePrediction) -> list[list[dict[str, Any]]]:
+        """For each slice of a prediction its guides: 'case', 'slice' (from 0), 'weight' and 'similarity'."""
+        s = prediction.slices
+        return [
+            [
+                self.table.describe(int(row)) | {"weight": round(float(w), 6), "similarity": round(float(c), 6)}
+                for row, w, c in zip(rows, weights, similarity, strict=True)
+            ]
+            for rows, weights, similarity in zip(s.indices, s.weights, s.similarity, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run that is ready to segment or to be evaluated.
+
+    Attributes:
+      config: the run's own settings, with the overrides of this call.
+      folder: its files.
+      model, variables: as of the best checkpoint (its running mean of the parameters if it kept one).
+      step: the checkpoint's step.
+      device_mesh: the mesh that holds the variables.
+    """
+
+    config: Config
+    folder: RunFolder
+    model: joint.JointModel
+    variables: joint.Variables
+    step: int
+    device_mesh: jax.sharding.Mesh
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The retriever's fingerprint; galleries made by another retriever are refused."""
+        params = mesh.to_host(self.variables["params"]["retriever"])
+        return retriever.fingerprint(params, dataclasses.asdict(self.config.retriever))
+
+    @functools.cached_property
+    def splits(self) -> dict[str, Any]:
+        """The run's splits.json."""
+        return self.folder.read_splits()
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """The model grid; it ignores the scans' spacing if no training scan had one."""
+        return grid_of(self.config.dataset)._replace(ignore_spacing=self.splits.get("spacing") == "unknown")
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings (N, dim) float32 of slices (N, S, S) uint8 by this run's retriever."""
+        batch = max(32, self.config.eval.batch_size)
+        return Embedder(self.model, self.device_mesh, batch, images).embeddings(self.variables)
+
+    def segmenter(self, gallery: Gallery | None, *, tta: bool | None = None) -> Segmenter:
+        """A segmenter with this gallery; None for a run without retrieval. `tta` overrides config.eval.tta."""
+        config = self.config
+        selection = None if gallery is None else joint.Selection.of(config.retrieval)
+        segmenter = Segmenter(
+            self.model,
+            selection,
+            self.grid,
+            batch_size=config.eval.batch_size,
+            device_mesh=self.device_mesh,
+            tta=config.eval.tta if tta is None else tta,
+            seed=config.seed,
+        )
+        return segmenter.using(self.variables, gallery)
+
+    def table_of(self, volumes: list[Volume]) -> SliceTable:
+        """The slices of labelled volumes on the run's grid; raises UserError if none has a labelled structure."""
+        table = slice_table(volumes, self.grid, drop_empty=self.config.dataset.drop_empty)
+        if not len(table):
+            raise UserError("no slice has a labelled structure left on the model grid: the gallery would be empty")
+        return table
+
+    def make_gallery(
+        self,
+        table: SliceTable,
+        folder: pathlib.Path | None = None,
+        *,
+        embeddings: np.ndarray | None = None,
+        description: str = "",
+    ) -> RunGallery:
+        """Embeds the slices of a table and puts them on the run's devices.
+
+        Args:
+          table: N slices on this run's grid.
+          folder: keeps the gallery there; None keeps it in memory only.
+          embeddings: (N, dim) of the slices by this very retriever; None computes them.
+          description: a line that says what the gallery is.
+
+        Raises:
+          UserError: the table has fewer slices than guides are retrieved, or its grid has another size.
+        """
+        retrieval, size = self.config.retrieval, self.config.dataset.image_size
+        if len(table) < retrieval.top_k:
+            raise UserError(
+                f"the gallery has {len(table)} slices, but {retrieval.top_k} guides are retrieved: add cases"
+            )
+        if table.images.shape[-1] != size:
+            raise UserError(f"the gallery's slices have {table.images.shape[-1]} pixels a side, this run's {size}")
+        embeddings = self.embed(table.images) if embeddings is None else embeddings
+        fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
+        if folder is not None and jax.process_index() == 0:
+            gallery_files.save(folder, table, embeddings, fingerprint)
+        empty = gallery_from_table(table, self.config.retriever.dim, self.device_mesh, memory=retrieval.gallery_memory)
+        return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
+
+    def train_gallery(self, data: RunData) -> RunGallery | None:
+        """The gallery of the run's training patients, kept in its folder; None for a run without retrieval."""
+        if not self.config.retrieval.enabled:
+            return None
+        table = slice_table(data.part("train"), data.grid, drop_empty=self.config.dataset.drop_empty)
+        return self.make_gallery(table, self.folder.gallery)
+
+    def open_gallery(self, source: str | pathlib.Path | None = None, labels: str | None = None) -> RunGallery:
+        """The gallery that guides new scans.
+
+        Args:
+          source: a stored gallery of this run's retriever; or a folder of labelled scans (NAME.nii.gz with
+            NAME_gt.nii.gz), of which a gallery is made in memory; None: the gallery in the run's folder, which is
+            embedded again (and kept) if it belongs to an older checkpoint.
+          labels: 'LV:1,MYO:2,RV:3', the values in those scans' masks; None: the convention of the run's data set.
+
+        Raises:
+          UserError: the run was trained without retrieval, there is no gallery, it is damaged or was made by another
+            retriever, or see `pairs.read_pairs`.
+        """
+        if not self.config.retrieval.enabled:
+            raise UserError(f"the run {self.folder} was trained without retrieval and takes no gallery")
+        if source is None:
+            return self._own_gallery()
+        if gallery_files.is_stored(source):
+            table, embeddings = gallery_files.read(source, self.fingerprint)
+            return self.make_gallery(table, embeddings=embeddings, description=f"{source}, {table.contents}")
+        if not pathlib.Path(source).is_dir():
+            raise UserError(f"--gallery={source}: no such folder")
+        if not any(pathlib.Path(source).rglob("*_gt.nii*")):
+            raise UserError(
+                f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with --mode=gallery) nor "
+                "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
+            )
+        table = self.table_of(pairs.read_pairs(source, self.label_values(labels)))
+        line = f"made in memory from the scans of {source}, {table.contents} (--mode=gallery keeps one)"
+        return self.make_gallery(table, description=line)
+
+    def label_values(self, labels: str | None) -> dict[str, int]:
+        """'LV:1,MYO:2,RV:3' -> {'LV': 1, ...}; None: the values of the run's data set."""
+        return (
+            pairs.parse_labels(labels, STRUCTURES)
+            if labels
+            else pairs.convention_labels(self.config.dataset.convention)
+        )
+
+    def _own_gallery(self) -> RunGallery:
+        own = self.folder.gallery
+        if not own.is_dir():
+            raise UserError(
+                f"{own} is missing: evaluate the run once (--mode=evaluate) to make it, or give --gallery=DIR"
+            )
+        table, embeddings = gallery_files.read(own)
+        description = f"the run's own, {table.contents}"
+        if gallery_files.fingerprint_of(own) == self.fingerprint:
+            return self.make_gallery(table, embeddings=embeddings, description=description)
+        logging.info("embedding the gallery with the checkpoint of step %d", self.step)
+        return self.make_gallery(table, own, description=description)
+
+    def segment(
+        self,
+        image: np.ndarray,
+        spacing: Sequence[float] | None = None,
+        *,
+        affine: np.ndarray | None = None,
+        gallery: RunGallery | None = None,
+        patient: str = "",
+    ) -> VolumePrediction:
+        """Segments one short-axis stack.
+
+        Args:
+          image: (X, Y, Z) intensities, Z through the slices.
+          spacing: (3,) voxel sizes in mm; None if unknown.
+          affine: (4, 4) voxel to world, RAS+ mm; None takes the usual radiological view, rows Y and columns X.
+          gallery: of `open_gallery`; None for a run without retrieval.
+          patient: a name; slices of this patient in the gallery do not guide. A patient is also recognised by its
+            pixels.
+
+        Returns:
+          Labels and probabilities on the native grid, and the guides of every slice.
+
+        Raises:
+          UserError: the image is not 3-D or not finite, or the run needs a gallery.
+        """
+        image = np.asarray(image, np.float32)
+        if image.ndim != 3 or not np.isfinite(image).all():
+            raise UserError(f"the image must be a finite array (X, Y, Z), not {image.shape}")
+        known = spacing is not None
+        sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
+        if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
+            affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
+        volume = Volume(image, None, affine, sizes, known, patient or "scan")
+        return self.segment_volumes([volume], gallery)[0]
+
+    def segment_volumes(
+        self, volumes: list[Volume], gallery: RunGallery | None = None, segmenter: Segmenter | None = None
+    ) -> list[VolumePrediction]:
+        """Segments the frames of one scan, under the leak rule: its own patient's gallery slices do not guide.
+
+        `segmenter` is one of `segmenter()` with this gallery, so that several scans share a compiled program.
+
+        Raises:
+          UserError: the run needs a gallery, or the leak rule leaves too few slices of other patients.
+        """
+        if gallery is None and self.config.retrieval.enabled:
+            raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
+        segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
+        slices = [volume_slices(v, self.grid) for v in volumes]
+        patient, rows = -1, [None] * len(volumes)
+        if gallery is not None:
+            known = [gallery.known.find(v.patient, s.images) for v, s in zip(volumes, slices, strict=True)]
+            patient, rows = max(number for number, _ in known), [r for _, r in known]
+            if patient >= 0 and self.config.retrieval.exclude == "patient":
+                gallery.known.check(patient, self.config.retrieval.top_k)
+        rule = self.config.eval.postprocess
+        return [
+            postprocessed(segmenter.volume(v, patient, r, slices=s), rule)
+            for v, r, s in zip(volumes, rows, slices, strict=True)
+        ]
+
+
+def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> TrainedRun:
+    """Opens a run folder.
+
+    Args:
+      workdir: of a training run.
+      overrides: `--config.a.b=value`; only what does not change the trained model (see `config.free_keys`).
+
+    Raises:
+      UserError: there is no run, no finished checkpoint, a damaged one, or an override would change the model.
+    """
+    folder = RunFolder(workdir)
+    if not folder.path.is_dir():
+        raise UserError(f"--workdir={workdir}: no such folder; train first: run.py --config=... --workdir={workdir}")
+    config = configs.parse(configs.override_trained(configs.load_saved(folder.config), overrides))
+    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    checkpoints = Checkpoints(folder)
+    best = checkpoints.best()
+    if best is None:
+        raise UserError(f"{workdir} has no finished checkpoint yet: resume training with the command that started it")
+    model = joint.build_model(config)
+    shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
+    shardings = mesh.parameter_shardings(shapes, device_mesh)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    kept = "ema" if config.optim.ema_decay else "params"
+    extra = {k: v for k, v in target.items() if k != "params"}
+    restored = checkpoints.restore_part(best, {"state": {kept: target["params"], "extra": extra}})["state"]
+    checkpoints.close()
+    return TrainedRun(config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)

@@ -1,0 +1,15 @@
+"""The J-RAS model without a trainer: retriever, selection, fusion and backbone as one differentiable function."""
+
+from jras_jax.joint.build import build_model, init_variables
+from jras_jax.joint.model import JointModel, Selection, Variables, first_guides, retrieve, standardise
+
+__all__ = [
+    "JointModel",
+    "Selection",
+    "Variables",
+    "build_model",
+    "first_guides",
+    "init_variables",
+    "retrieve",
+    "standardise",
+]

@@ -1,0 +1,55 @@
+"""From a config to a model and its first, random variables."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jras_jax import models
+from jras_jax.config import Config
+from jras_jax.data import NUM_CLASSES
+from jras_jax.joint import fusion
+from jras_jax.joint.model import JointModel, Variables, first_guides
+from jras_jax.retrieval.retriever import Retriever
+
+
+def build_model(config: Config) -> JointModel:
+    """The model that a config describes; without retrieval it has neither retriever nor fusion.
+
+    Raises:
+      UserError: a name or option that the model tables do not have.
+    """
+    dtype = jnp.dtype(config.train.dtype)
+    options = dict(config.backbone.options)
+    if config.backbone.variant:
+        options["variant"] = config.backbone.variant
+    backbone = models.create(config.backbone.name, num_classes=NUM_CLASSES, dtype=dtype, **options)
+    if not config.retrieval.enabled:
+        return JointModel(backbone, None, None, config.backbone.in_channels)
+    r = config.retriever
+    retriever = Retriever(
+        variant=r.variant,
+        image_size=r.image_size,
+        trained_blocks=r.trained_blocks,
+        lora_rank=r.lora_rank,
+        pool=r.pool,
+        hidden=r.hidden,
+        dim=r.dim,
+        dropout=r.dropout,
+        dtype=dtype,
+    )
+    fuse_options = dict(config.fusion.options)
+    if config.fusion.name in fusion.ON_FEATURES:
+        fuse_options.setdefault("levels", backbone.fusion_levels)
+    fuse = fusion.create(config.fusion.name, num_classes=NUM_CLASSES, **fuse_options)
+    return JointModel(backbone, retriever, fuse, config.backbone.in_channels, config.fusion.guide_gradient)
+
+
+def init_variables(model: JointModel, config: Config) -> Variables:
+    """Random parameters by config.seed (jit-able)."""
+    size, k = config.dataset.image_size, config.retrieval.top_k
+    guides = first_guides(1, k, size, NUM_CLASSES) if model.fusion is not None else None
+    # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its
+    # values depend on how a computation is split.
+    key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))
+    return dict(model.init({"params": key, "dropout": dropout}, jnp.zeros((1, size, size)), guides))

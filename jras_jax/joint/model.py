@@ -1,0 +1,155 @@
+"""Retriever, selection, fusion and backbone as one model: slices and a gallery in, logits out, all differentiable.
+
+Axes: B queries, N gallery rows, K guides per query, S model grid, C classes, D embedding.
+
+The gradient of the segmentation loss reaches the retriever through the weights of the selected guides and the query's
+embedding; the gallery's embeddings are constants between two refreshes (arXiv 2510.09953).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jras_jax.errors import UserError
+from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
+from jras_jax.retrieval.search import fetch, mix, search
+
+Variables = dict[str, Any]  # {'params': ..., and 'batch_stats' where the backbone has batch norm}
+Logits = jax.Array | tuple[jax.Array, ...]
+
+
+class Selection(NamedTuple):
+    """How guides are chosen; fields as in config.retrieval."""
+
+    strategy: str
+    top_k: int
+    temperature: float
+    exclude: str
+    recall_target: float = 1.0
+
+    @classmethod
+    def of(cls, retrieval: Any) -> Selection:
+        """The fields of the same names in config.retrieval."""
+        return cls(*(getattr(retrieval, name) for name in cls._fields))
+
+
+def standardise(images: jax.Array) -> jax.Array:
+    """(..., S, S) in [0, 1] -> zero mean and unit deviation, slice by slice: scanners differ in both."""
+    mean = images.mean((-2, -1), keepdims=True)
+    deviation = images.std((-2, -1), keepdims=True)
+    return (images - mean) / (deviation + 1e-3)
+
+
+class JointModel(nn.Module):
+    """Parameters and forward passes of a J-RAS model; `retriever` and `fusion` are None for the baseline.
+
+    Attributes:
+      backbone, retriever, fusion: see docs/ARCHITECTURE.md for their contracts.
+      in_channels: 1, or 3 to repeat grey for weights trained on RGB.
+      guide_gradient: whether the encoder also trains through the guides' features. Without it they cost a forward pass
+        only; the retriever's gradient, which goes through the weights, is the same.
+    """
+
+    backbone: nn.Module
+    retriever: nn.Module | None
+    fusion: nn.Module | None
+    in_channels: int = 1
+    guide_gradient: bool = False
+
+    def states(self, images: jax.Array) -> jax.Array:
+        """(B, S, S) in [0, 1] -> the retriever's frozen states (B, T, D): constant in training, so they can be kept."""
+        assert self.retriever is not None
+        return jax.lax.stop_gradient(self.retriever.states(images))
+
+    def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
+        """States (B, T, D) -> embeddings (B, dim) of norm 1."""
+        assert self.retriever is not None
+        return self.retriever.embed(states, train)
+
+    def embed_images(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) in [0, 1] -> embeddings (B, dim) of norm 1; gradients reach every trained parameter."""
+        assert self.retriever is not None
+        return self.retriever(images, train)
+
+    def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) in [0, 1] -> the projection head's output (B, dim), not normalised."""
+        assert self.retriever is not None
+        return self.retriever.project_images(images, train)
+
+    def segment(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
+        """Query slices (B, S, S) in [0, 1] and their guides -> logits (B, S, S, C); several if deep supervision."""
+        query = self._channels(standardise(images))
+        size = images.shape[1:3]
+        if self.fusion is None or guides is None:
+            return self.backbone.decode(self.backbone.encode(query, train), size, train)
+        shown = guides.replace(images=standardise(guides.images))
+        fused = self.fusion.fuse_input(query, shown)
+        if not self.fusion.needs_guide_features:
+            return self.backbone.decode(self.backbone.encode(fused, train), size, train)
+        b, k = guides.images.shape[:2]
+        features = self.backbone.encode(fused, train)
+        guided = self.backbone.encode(self._channels(shown.images).reshape(b * k, *fused.shape[1:]), train)
+        if not self.guide_gradient:
+            guided = jax.lax.stop_gradient(guided)
+        guided = tuple(f.reshape(b, k, *f.shape[1:]) for f in guided)
+        return self.backbone.decode(self.fusion.fuse_features(features, guided, shown), size, train)
+
+    def __call__(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
+        """Touches every parameter, for initialisation."""
+        if self.retriever is not None:
+            self.embed_images(images, train)
+        return self.segment(images, guides, train)
+
+    def _channels(self, images: jax.Array) -> jax.Array:
+        return jnp.repeat(images[..., None], self.in_channels, -1)
+
+
+def retrieve(
+    embeddings: jax.Array,
+    gallery: Gallery,
+    queries: QueryKeys,
+    selection: Selection,
+    num_classes: int,
+    *,
+    scores: jax.Array | None = None,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+) -> Guides:
+    """Finds and fetches the guides of a batch of embeddings (B, dim); differentiable in the embeddings.
+
+    `scores` (B, N) rank and weigh in place of the similarities: the oracle's, see `selection.STRATEGIES`.
+    """
+    if selection.strategy == "oracle" and scores is None:
+        raise UserError("config.retrieval.strategy='oracle' needs the queries' true masks: labelled data only")
+    indices, weights, similarity = search(
+        gallery,
+        embeddings,
+        queries,
+        strategy=selection.strategy,
+        k=selection.top_k,
+        temperature=selection.temperature,
+        exclude=selection.exclude,
+        recall_target=selection.recall_target,
+        scores=scores if selection.strategy == "oracle" else None,
+        key=key,
+        mesh=mesh,
+    )
+    if selection.strategy == "softmax":
+        return mix(gallery, weights, similarity, num_classes)
+    return fetch(gallery, indices, weights, similarity, num_classes, mesh=mesh)
+
+
+def first_guides(batch: int, k: int, size: int, num_classes: int) -> Guides:
+    """Guides of the right shapes for initialisation."""
+    return Guides(
+        images=jnp.zeros((batch, k, size, size)),
+        masks=jnp.zeros((batch, k, size, size, num_classes)),
+        weights=jnp.full((batch, k), 1 / k),
+        indices=jnp.zeros((batch, k), jnp.int32),
+        similarity=jnp.zeros((batch, k)),
+    )

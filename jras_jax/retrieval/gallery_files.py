@@ -1,0 +1,104 @@
+"""Galleries on disk: gallery.safetensors (arrays) and gallery.json (names, fingerprint, checksum) in one folder."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jras_jax import files
+from jras_jax.data.slice_table import ROWS, SliceTable
+from jras_jax.errors import UserError
+
+ARRAYS, FACTS = "gallery.safetensors", "gallery.json"
+
+
+class GalleryError(UserError):
+    """A stored gallery is missing, damaged, or made by another retriever."""
+
+
+def save(folder: str | pathlib.Path, table: SliceTable, embeddings: np.ndarray, fingerprint: str) -> None:
+    """Writes a gallery; one that was there before is replaced only when the new one is complete.
+
+    Args:
+      folder: made if absent.
+      table: its N slices.
+      embeddings: (N, D) float32, made by the retriever of this fingerprint.
+      fingerprint: see `retriever.fingerprint`.
+
+    Raises:
+      FileError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    arrays = {name: getattr(table, name) for name in ROWS}
+    arrays["embeddings"] = np.asarray(embeddings, np.float32)[: len(table)]
+    files.save_tensors(folder / ARRAYS, arrays)
+    facts = {
+        "fingerprint": fingerprint,
+        "sha256": files.sha256(folder / ARRAYS),
+        "slices": len(table),
+        "image_size": int(table.images.shape[-1]),
+        "cases": table.cases,
+        "patients": table.patients,
+        "vendors": table.vendors,
+    }
+    files.write_json(folder / FACTS, facts)
+
+
+def is_stored(folder: str | pathlib.Path) -> bool:
+    """Whether a folder holds a stored gallery (rather than scans)."""
+    return (pathlib.Path(folder) / FACTS).is_file()
+
+
+def fingerprint_of(folder: str | pathlib.Path) -> str:
+    """The fingerprint of the retriever that made a stored gallery."""
+    return _facts(pathlib.Path(folder))["fingerprint"]
+
+
+def read(folder: str | pathlib.Path, fingerprint: str | None = None) -> tuple[SliceTable, np.ndarray]:
+    """Reads a stored gallery.
+
+    Args:
+      folder: that `save` wrote.
+      fingerprint: of the retriever that will search it; None does not compare.
+
+    Returns:
+      The slices and their embeddings (N, D) float32.
+
+    Raises:
+      GalleryError: there is no gallery, it is damaged, or another retriever made it.
+    """
+    folder = pathlib.Path(folder)
+    facts = _facts(folder)
+    path = folder / ARRAYS
+    if not path.is_file():
+        raise GalleryError(f"{path} is missing: the gallery is damaged; make it again")
+    if files.sha256(path) != facts["sha256"]:
+        raise GalleryError(
+            f"{path} does not match its checksum in {FACTS}: the file is damaged; make the gallery again"
+        )
+    if fingerprint is not None and facts["fingerprint"] != fingerprint:
+        raise GalleryError(
+            f"{folder} was made by another retriever ({facts['fingerprint'][:12]}, this run has {fingerprint[:12]}), so "
+            "its embeddings cannot be compared; make it again from the scans with this run (--mode=gallery)"
+        )
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as e:
+        raise GalleryError(f"{path} is not a readable safetensors file ({e}); make the gallery again") from e
+    fields: dict[str, Any] = {name: arrays[name] for name in ROWS}
+    fields |= {key: tuple(facts[key]) for key in ("cases", "patients", "vendors")}
+    return SliceTable(**fields), arrays["embeddings"]
+
+
+def _facts(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / FACTS
+    if not path.is_file():
+        raise GalleryError(f"{path} is missing: {folder} holds no gallery")
+    try:
+        return files.read_json(path, remedy="make the gallery again")
+    except files.FileError as e:
+        raise GalleryError(str(e)) from e

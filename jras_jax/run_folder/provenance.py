@@ -1,0 +1,75 @@
+"""Where a run's numbers come from: code, versions, device, settings; written to run.json and shown in the report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from jras_jax import files, models
+from jras_jax.config import Config
+
+LEAK_WARNING = (
+    "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the "
+    "training loss then measures copying, and scores obtained this way are not comparable with honest ones"
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
+
+
+def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Everything that another person needs to tell this run from a similar one."""
+    warnings = []
+    if config.retrieval.enabled and config.retrieval.exclude != "patient":
+        warnings.append(LEAK_WARNING % config.retrieval.exclude)
+    return {
+        "command": " ".join(sys.argv),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "hosts": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        "seed": config.seed,
+        "parameters": parameter_counts(params),
+        "warnings": warnings,
+    }
+
+
+def parameter_counts(params: Any) -> dict[str, int]:
+    """Number of parameters of 'backbone', 'retriever' and 'fusion'."""
+    return {part: models.parameter_count(tree) for part, tree in params.items()}
+
+
+def write(path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh) -> None:
+    """Writes `collect` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
+    facts = collect(config, params, mesh)
+    if path.is_file():
+        before = files.read_json(path, remedy="delete it; it only records where the run's numbers come from")
+        facts["earlier_starts"] = before.pop("earlier_starts", []) + [before]
+    files.write_json(path, facts)
+
+
+def git_revision() -> str:
+    """The commit of this source tree, with '+changes' where files differ from it; 'unknown' outside git."""
+    here = pathlib.Path(__file__).parent
+    try:
+        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, check=True, timeout=10)  # noqa: E731
+        revision = run("rev-parse", "--short=12", "HEAD").stdout.strip()
+        return revision + ("+changes" if run("status", "--porcelain", "-uno").stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
