@@ -26,7 +26,7 @@ from jras_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]  # image, mask (B, S, S) uint8; patient, row (B,) int32
 Metrics = dict[str, jax.Array]
-CPU_REFRESH = 8  # slices a device: their attention stays in the caches (time a slice by batch: benchmarks/RESULTS.md)
+CPU_REFRESH = 8  # slices a device: their attention stays in the caches (time a slice by batch: docs/lab-notes)
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
