@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
     """Lets a program on CPU use the same memory step after step; before anything else is done with JAX.
 
     glibc gives a step's buffers back to the kernel and fetches them anew for the next one, page by page, which takes up
-    to half of a step's time (benchmarks/RESULTS.md). Told to keep them, it does so for the main thread only: JAX runs
+    to half of a step's time (docs/lab-notes). Told to keep them, it does so for the main thread only: JAX runs
     programs on CPU there, not on a thread of its own. Other C libraries are left as they are, and beside an accelerator
     only the host's memory is kept.
     """

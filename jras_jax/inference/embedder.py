@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jras_jax import joint, mesh
 
-# Slices per device on CPU: small enough that their attention stays in the caches (measured: benchmarks/RESULTS.md).
+# Slices per device on CPU: small enough that their attention stays in the caches (measured: docs/lab-notes).
 CPU_BATCH = 8
 
 

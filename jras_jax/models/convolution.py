@@ -2,7 +2,7 @@
 
 XLA's CPU backend runs a dense convolution close to the matrix product's peak, but the gradient of its kernel at a fifth
 to two thirds of that, that of its input at a third where the stride is 2, and grouped convolutions at a fraction of it;
-figures in benchmarks/RESULTS.md. On other platforms everything is left to XLA. Axes as in `layers`.
+figures in docs/lab-notes. On other platforms everything is left to XLA. Axes as in `layers`.
 """
 
 from __future__ import annotations
