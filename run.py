@@ -6,7 +6,7 @@
     python run.py --mode=choose --workdir=runs/demo      do post-processing, test-time augmentation help? (validation)
     python run.py --mode=gallery --workdir=runs/demo --input=LABELLED_SCANS --output=GALLERY
 
-Any setting of configs/common.py is overridden with --config.section.key=value.
+Any setting of jras_jax/config/schema.py is overridden with --config.section.key=value.
 """
 
 from __future__ import annotations

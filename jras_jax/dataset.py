@@ -45,7 +45,7 @@ class Data:
 def grid_of(config: Config) -> Grid:
     """The model grid of a config."""
     d = config.dataset
-    return Grid(d.image_size, d.spacing_mm, d.unknown_spacing, tuple(d.percentiles))
+    return Grid(d.image_size, d.spacing_mm, d.unknown_spacing, d.percentiles)
 
 
 def prepare(config: Config, build: Build, splits: dict[str, Any] | None = None) -> Data:

@@ -103,7 +103,8 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Open
 
     Args:
       workdir: of a training run.
-      overrides: `--config.a.b=value`; only what does not change the trained model (eval, mesh, where data lies).
+      overrides: `--config.a.b=value`; only settings that may change when a trained run is opened
+        (`config.changeable("open")`).
 
     Raises:
       UserError: no run there, no finished checkpoint, a damaged one, or an override that changes the model.
@@ -112,14 +113,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Open
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder; train first: run.py --config=... --workdir={workdir}")
     saved = configs.load_saved(workdir / "config.json")
-    allowed = ("eval.", "mesh.", "dataset.manual_dir", "dataset.data_dir", "retrieval.exclude", "retrieval.strategy",
-               "retrieval.recall_target", "retrieval.gallery_memory")  # fmt: skip
-    for argument in overrides:
-        key = argument.removeprefix("--config.").partition("=")[0]
-        if key in configs.flatten(saved.to_dict()) and not key.startswith(allowed):
-            raise UserError(
-                f"--config.{key}: belongs to training; a trained run keeps its own. Free here: eval.*, mesh.*"
-            )
+    configs.check_opened(overrides)
     config = configs.parse(configs.override(saved, overrides))
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = checkpoint.Checkpoints(workdir)

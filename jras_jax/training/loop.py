@@ -58,8 +58,8 @@ def train(config: Config, workdir: str | pathlib.Path, build: dataset.Build) -> 
     """Trains (or goes on training) a run; the folder then holds checkpoints, logs, splits and the gallery.
 
     Args:
-      config: the run; an existing workdir must have been started with the same one, but for what trained weights do not
-        depend on (eval, mesh, where the data lies).
+      config: the run; an existing workdir must have been started with the same one, except for the settings that the
+        schema allows to change on a resume (`config.changeable("resume")`).
       workdir: the run's folder, made if absent.
       build: prepares the data set, see `dataset.Build`.
 
@@ -134,17 +134,7 @@ def _claim(config: Config, workdir: pathlib.Path) -> None:
     """Writes config.json, or compares with the one there: what decides the trained weights must be the same."""
     file = workdir / "config.json"
     if file.is_file():
-        before = configs.flatten(configs.load_saved(file).to_dict())
-        now = configs.flatten(json.loads(json.dumps(dataclasses.asdict(config))))
-        before = json.loads(json.dumps(before))
-        free = ("eval.", "train.log_every", "train.with_baseline", "dataset.manual_dir", "dataset.data_dir", "mesh.")
-        changed = [k for k in now if before.get(k) != now[k] and not k.startswith(free)]
-        if changed:
-            k = changed[0]
-            raise UserError(
-                f"{workdir} holds a run with config.{k}={before.get(k)!r}, not {now[k]!r}: give another --workdir, or "
-                "the same settings to go on with it"
-            )
+        configs.check_resumed(configs.load_saved(file), config, workdir)
     if jax.process_index() == 0:
         configs.save(config, file)
 
