@@ -75,7 +75,7 @@ def _shipped_file(path: pathlib.Path) -> pathlib.Path:
         return files[path.stem]
     beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
     near = nearest(str(path), beside) or nearest(path.stem, files)
-    raise ConfigError(f"--config={path}: no such file{near}\nconfigs that ship with jras_jax: {', '.join(files)}")
+    raise ConfigError(f"--config={path}: no such file{near or '.'} Configs of jras_jax: {', '.join(files)}")
 
 
 def save(config: Config, path: str | pathlib.Path) -> None:
