@@ -103,6 +103,13 @@ def test_wrong_overrides_name_what_is_meant(argument, named):
         configs.override(configs.defaults(), [argument])
 
 
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "9" * 400, "nan", "inf"])
+def test_infinity_on_the_command_line_is_refused(text):
+    for key in ("optim.lr_backbone", "train.num_steps"):
+        with pytest.raises(ConfigError, match=rf"config\.{key}="):
+            configs.parse(configs.override(configs.defaults(), [f"--config.{key}={text}"]))
+
+
 def test_a_config_that_returns_something_else_or_lacks_a_setting_is_refused(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def get_config():\n    return {}\n")

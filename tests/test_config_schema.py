@@ -192,8 +192,13 @@ def test_all_differences_are_shown_on_a_resume(tmp_path):
     assert all(f"  config.{key}: {a} -> {b}" in str(refused.value) for key, (a, b) in found.items())
 
 
-def test_a_saved_run_resumes_with_its_own_settings(tmp_path):
+def test_a_saved_run_resumes_with_its_own_settings_and_those_that_may_change(tmp_path):
     config = configs.parse(configs.load("acdc_sam"))
     configs.save(config, tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["backbone"]["frozen"]
-    configs.check_resumed(configs.load_saved(tmp_path / "config.json"), config, tmp_path)
+    saved = configs.load_saved(tmp_path / "config.json")
+    configs.check_resumed(saved, config, tmp_path)
+    moved = [
+        f"--config.{key}=2" for key in ("train.log_every", "train.checkpoint_every", "mesh.data", "dataset.data_dir")
+    ]
+    configs.check_resumed(saved, configs.parse(configs.override(saved, moved)), tmp_path)

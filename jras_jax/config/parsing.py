@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
+import sys
 import typing
 from typing import Any
 
@@ -15,7 +17,7 @@ from jras_jax.config.setting import ConfigError, Setting, kind_of
 
 
 def override(config: ml_collections.ConfigDict, assignments: typing.Iterable[str]) -> ml_collections.ConfigDict:
-    """Applies `--config.a.b=value` arguments; a name that does not exist fails and names the nearest.
+    """Applies `--config.a.b=value` arguments; a name that does not exist is refused, and the nearest one named.
 
     Raises:
       ConfigError: an argument is not of this form, names no key, or its value has the wrong type.
@@ -53,7 +55,7 @@ def _value(text: str, old: Any, key: str) -> Any:
     if isinstance(old, tuple):
         value = tuple(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf  # which `parse` refuses in words
     if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
         value = int(value)
     if old is not None and type(value) is not type(old):
@@ -91,7 +93,7 @@ def parse(config: ml_collections.ConfigDict | dict) -> Config:
     """Checks types, choices and rules, and freezes.
 
     Raises:
-      ConfigError: naming the first key that is wrong and what it may be.
+      ConfigError: a key or value is wrong; the message names the first one and what it must be.
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return _build(Config, tree, "")

@@ -23,7 +23,7 @@ MAX_BATCH = 65_536
 MAX_PATIENTS = 10**6
 
 
-def _compile(patterns: tuple[str, ...]) -> bool:
+def _are_patterns(patterns: tuple[str, ...]) -> bool:
     """Whether every pattern is a regular expression."""
     try:
         return all(re.compile(p) for p in patterns)
@@ -77,6 +77,7 @@ class Dataset:
         return "mnms" if self.name == "mnms" else "acdc"
 
     def rules(self) -> Rules:
+        """See the module."""
         yield "fold", self.fold < self.num_folds, f"0 to {self.num_folds - 1}, below dataset.num_folds"
 
 
@@ -120,7 +121,9 @@ class Backbone:
     )
     init_from: str = setting("", "converted weights (python -m jras_jax.convert); '' starts from scratch")
     frozen: tuple[str, ...] = setting(
-        (), "regular expressions of parameter paths that do not train", must=(_compile, "valid regular expressions")
+        (),
+        "regular expressions of parameter paths that do not train",
+        must=(_are_patterns, "valid regular expressions"),
     )
 
 
@@ -211,6 +214,7 @@ class Retrieval:
     )
 
     def rules(self) -> Rules:
+        """See the module."""
         reads_every_mask = self.strategy in ("softmax", "oracle") or self.overlap_weight > 0
         yield (
             "gallery_memory",
@@ -249,6 +253,7 @@ class Loss:
     )
 
     def rules(self) -> Rules:
+        """See the module."""
         yield "dice_weight", self.dice_weight + self.ce_weight > 0, "above 0 in sum with loss.ce_weight"
 
 
