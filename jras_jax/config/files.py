@@ -48,7 +48,7 @@ def load(path: str | pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def shipped() -> dict[str, pathlib.Path]:
-    """The config files that come with the package, by name: of the installed package, then of the checkout."""
+    """The config files that come with the package, by name; those inside the package precede those of the checkout."""
     files: dict[str, pathlib.Path] = {}
     for folder in _shipped_folders():
         for file in sorted(folder.glob("*.py")):
@@ -60,7 +60,7 @@ def shipped() -> dict[str, pathlib.Path]:
 def _shipped_folders() -> Iterator[pathlib.Path]:
     package = pathlib.Path(str(importlib.resources.files("jras_jax")))
     yield package / "configs"
-    if (package.parent / "pyproject.toml").is_file():  # a checkout: beside an installed package, configs/ is another's
+    if (package.parent / "pyproject.toml").is_file():  # a checkout; in site-packages, configs/ is not ours
         yield package.parent / "configs"
 
 
