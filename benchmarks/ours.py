@@ -18,7 +18,6 @@ import numpy as np
 
 from benchmarks import measure, scaling
 from benchmarks.sizes import RETRIEVER_TITLES, TITLES, Sizes
-from configs import common
 from jras_jax import config as configs
 from jras_jax import joint, mesh, models
 from jras_jax.data import NUM_CLASSES
@@ -190,7 +189,7 @@ def joint_config(name: str, retriever_name: str, sizes: Sizes) -> configs.Config
 
     The small retriever trains whole; of ViT-B/14 the last block does, as in the authors' later scripts.
     """
-    c = common.get_config()
+    c = configs.defaults()
     c.dataset.name = "phantom"
     c.dataset.image_size = sizes.image
     c.augment.enabled = False

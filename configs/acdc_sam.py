@@ -13,13 +13,13 @@ Full size was not measured yet. 120 steps at 64 pixels from random weights gave 
 (benchmarks/RESULTS.md).
 """
 
-from configs import common
+from jras_jax import config
 from jras_jax.models import sam
 
 
 def get_config():
-    """The paper's setting, see `common.paper`."""
-    c = common.paper("acdc", "sam", "vit_b")
+    """The paper's setting, see `jras_jax.config.paper`."""
+    c = config.paper("acdc", "sam", "vit_b")
     c.backbone.options.lora_rank = 4
     c.backbone.frozen = sam.FROZEN["lora"]
     return c

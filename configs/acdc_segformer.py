@@ -8,9 +8,9 @@ The two init_from folders come from `python -m jras_jax.convert` (README); witho
 The paper reports Dice 0.9115 with J-RAS and 0.8708 without, under its own (leaky, 2-D) protocol.
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
-    """The paper's setting, see `common.paper`."""
-    return common.paper("acdc", "segformer", "b4")
+    """The paper's setting, see `jras_jax.config.paper`."""
+    return config.paper("acdc", "segformer", "b4")

@@ -12,9 +12,9 @@ Full size was not measured yet. 120 steps at 64 pixels from random weights gave 
 (benchmarks/RESULTS.md).
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
-    """The paper's setting, see `common.paper`."""
-    return common.paper("acdc", "transunet", "r50_vit_b16")
+    """The paper's setting, see `jras_jax.config.paper`."""
+    return config.paper("acdc", "transunet", "r50_vit_b16")

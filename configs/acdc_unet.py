@@ -7,12 +7,12 @@ batch 12 took 32 minutes and gave a mean 3-D Dice of 0.869 on fold 0's 16 patien
 stands in benchmarks/RESULTS.md).
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
     """256 x 256, U-Net of 32 base channels, the small retriever from scratch."""
-    c = common.get_config()
+    c = config.defaults()
     c.name = "acdc_unet"
     c.dataset.name = "acdc"
     c.backbone.options.deep_supervision = True

@@ -6,12 +6,12 @@ Trains both, evaluates on the phantom's test patients, writes runs/demo/report.h
 Expect a mean foreground Dice of 0.80 or more (measured: benchmarks/RESULTS.md).
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
     """The demo."""
-    c = common.get_config()
+    c = config.defaults()
     c.name = "demo"
     c.dataset.name = "phantom"
     c.dataset.image_size = 64

@@ -10,13 +10,13 @@ init_from: a random one would stay random. To train it whole: --config.backbone.
 --config.backbone.frozen="('decoder/position_frequencies',)".
 """
 
-from configs import common
+from jras_jax import config
 from jras_jax.models import sam
 
 
 def get_config():
-    """The paper's setting, see `common.paper`."""
-    c = common.paper("mnms", "sam", "vit_b")
+    """The paper's setting, see `jras_jax.config.paper`."""
+    c = config.paper("mnms", "sam", "vit_b")
     c.backbone.options.lora_rank = 4
     c.backbone.frozen = sam.FROZEN["lora"]
     return c

@@ -8,9 +8,9 @@ The two init_from folders come from `python -m jras_jax.convert` (README); witho
 Not trained at full size yet; two steps at reduced size are a test.
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
-    """The paper's setting, see `common.paper`."""
-    return common.paper("mnms", "segformer", "b4")
+    """The paper's setting, see `jras_jax.config.paper`."""
+    return config.paper("mnms", "segformer", "b4")

@@ -9,9 +9,9 @@ with `--model=transunet --variant=r50_vit_b16`: it starts the encoder, and the d
 start from scratch.
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
-    """The paper's setting, see `common.paper`."""
-    return common.paper("mnms", "transunet", "r50_vit_b16")
+    """The paper's setting, see `jras_jax.config.paper`."""
+    return config.paper("mnms", "transunet", "r50_vit_b16")

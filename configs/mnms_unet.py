@@ -3,12 +3,12 @@
 python run.py --config=configs/mnms_unet.py --workdir=runs/mnms_unet --config.dataset.manual_dir=PATH_TO_MNMS
 """
 
-from configs import common
+from jras_jax import config
 
 
 def get_config():
     """256 x 256, U-Net of 32 base channels, the small retriever from scratch."""
-    c = common.get_config()
+    c = config.defaults()
     c.name = "mnms_unet"
     c.dataset.name = "mnms"
     c.backbone.options.deep_supervision = True

@@ -40,16 +40,16 @@ def parsed(file):
 def reduced(config):
     """The config at a size for two cores; what is left of it decides what the steps do."""
     variant, options = SMALL[config.backbone.name]
-    common = parsed(ROOT / "configs" / "common.py")
+    default = configs.Config()
     return dataclasses.replace(
         config,
         name="reduced",
-        dataset=dataclasses.replace(common.dataset, image_size=SIDE),
+        dataset=dataclasses.replace(default.dataset, image_size=SIDE),
         backbone=dataclasses.replace(config.backbone, variant=variant, options={**config.backbone.options, **options}),
         retriever=dataclasses.replace(config.retriever, variant="tiny", image_size=16),
         optim=dataclasses.replace(config.optim, lr_backbone=1e-3, lr_retriever=1e-3, warmup_steps=0),
-        train=dataclasses.replace(common.train, dtype="float32", batch_size=BATCH, num_steps=100),
-        eval=common.eval,
+        train=dataclasses.replace(default.train, dtype="float32", batch_size=BATCH, num_steps=100),
+        eval=default.eval,
     )
 
 

@@ -127,8 +127,9 @@ def test_a_split_that_does_not_exist_names_those_that_do(evaluated, tiny):
 
 
 def test_what_belongs_to_training_cannot_be_overridden(evaluated, tiny):
-    with pytest.raises(UserError, match=r"retrieval\.top_k.*trained run keeps its own"):
-        evaluate.evaluate(evaluated, tiny.build, ("--config.retrieval.top_k=5",), quiet=True)
+    for key in ("retrieval.top_k", "fusion.options.sharpness", "backbone.options.levels"):
+        with pytest.raises(UserError, match=rf"config\.{key} cannot be changed after training; you can change: .*eval"):
+            evaluate.evaluate(evaluated, tiny.build, (f"--config.{key}=5",), quiet=True)
 
 
 def test_a_folder_without_a_run_says_how_to_train_one(tiny, tmp_path):

@@ -135,8 +135,11 @@ def test_a_finished_run_is_not_trained_further(tiny, trained_run):
 
 
 def test_the_folder_of_another_run_is_refused(tiny, trained_run):
-    with pytest.raises(UserError, match=r"config.optim.lr_backbone=0.003, not 0.01.*another --workdir"):
-        tiny.train(trained_run, optim__lr_backbone=0.01)
+    with pytest.raises(UserError) as refused:
+        tiny.train(trained_run, optim__lr_backbone=0.01, retrieval__top_k=3, eval__tta=True)
+    said = str(refused.value).splitlines()
+    assert said[1:-1] == ["  config.retrieval.top_k: 2 -> 3", "  config.optim.lr_backbone: 0.003 -> 0.01"]
+    assert str(trained_run) in said[0] and "another --workdir" in said[-1]
     assert json.loads((trained_run / "config.json").read_text())["optim"]["lr_backbone"] == 0.003
 
 

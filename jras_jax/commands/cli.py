@@ -1,7 +1,7 @@
 """The command line: `jras COMMAND ...`, the same as `python run.py COMMAND ...`.
 
-Each command is a module of this package with `add_arguments(parser)` and `run(args, overrides) -> exit status`. Only the
-module of the command that is called is imported, so that mistakes in the command line answer at once.
+Each command is a module of this package with `add_arguments(parser)` and `run(args, overrides) -> exit status`. Only
+the module of the command that is called is imported, so that mistakes in the command line answer at once.
 """
 
 from __future__ import annotations
@@ -31,14 +31,8 @@ COMMANDS = {
     "settings": "list every setting with its default, unit and source",
 }
 OLD_NAMES = {"pretrain_retriever": "pretrain"}  # of --mode
-NEED_A_JOB = (
-    "train",
-    "pretrain",
-    "evaluate",
-    "predict",
-    "choose",
-    "gallery",
-)  # they run on devices, maybe on several hosts
+# Commands that run on devices, perhaps on several hosts.
+NEED_A_JOB = ("train", "pretrain", "evaluate", "predict", "choose", "gallery")
 
 
 def overview() -> argparse.ArgumentParser:

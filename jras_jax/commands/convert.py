@@ -3,8 +3,8 @@
     jras convert nvidia_segformer_b4/ --model=segformer --output=weights/segformer_b4
     jras convert hf:microsoft/rad-dino --model=dinov2 --output=weights/rad_dino
 
-SOURCE is a Hugging Face folder (config.json and model.safetensors, sharded or not), a safetensors file, Google's npz, or
-hf:org/name. The output folder gets model.safetensors, in the project's parameter names, and provenance.json.
+SOURCE is a Hugging Face folder (config.json and model.safetensors, sharded or not), a safetensors file, Google's npz,
+or hf:org/name. The output folder gets model.safetensors, in the project's parameter names, and provenance.json.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData
     """
     manual = dataset.manual_dir
     if dataset.name != "phantom" and not manual:
+        holds = "training/" if dataset.name == "acdc" else "its CSV"
         raise UserError(
             f"config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of the official "
-            f"{dataset.name.upper()} download ({'with training/ in it' if dataset.name == 'acdc' else 'with its CSV in it'})"
+            f"{dataset.name.upper()} download (with {holds} in it)"
         )
     builder = "mnms" if dataset.name == "mnms" else "acdc"
     # The phantom follows ACDC's layout, but must not take the place of prepared real scans.

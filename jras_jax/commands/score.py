@@ -2,10 +2,10 @@
 
     jras score REFERENCE_DIR PREDICTION_DIR --labels=LV:1,MYO:2,RV:3 --output=scores.csv
 
-Subfolders count too. The suffixes _gt and _pred are not part of a case's name. If some files of the reference folder end
-in _gt, only those are references; if some of the prediction folder end in _pred, only those are predictions (so one
-folder may hold both). Of 4-D masks every frame that the reference labels is scored. Distances are in millimetres by the
-reference's header, and in voxels if the header has no unit and only zooms of 1.
+Subfolders count too. The suffixes _gt and _pred are not part of a case's name. If some files of the reference folder
+end in _gt, only those are references; if some of the prediction folder end in _pred, only those are predictions (so one
+folder may hold both). Of 4-D masks every frame that the reference labels is scored. Distances are in millimetres by
+the reference's header, and in voxels if the header has no unit and only zooms of 1.
 
 Exit status: 0; 1 if a matched pair could not be scored; 2 for a mistake in the command line or the folders.
 """

@@ -1,8 +1,8 @@
 """Converts published weights into the project's parameter names.
 
 A source is a Hugging Face folder (config.json and model.safetensors, sharded or not), a safetensors file, Google's npz,
-or hf:org/name. The output folder gets model.safetensors, in the project's parameter names, and provenance.json; it is what
-`config.backbone.init_from` and `config.retriever.init_from` take. If no config.json tells the sizes, the variant
+or hf:org/name. The output folder gets model.safetensors, in the project's parameter names, and provenance.json. It is
+what `config.backbone.init_from` and `config.retriever.init_from` take. If no config.json gives the sizes, the variant
 names them.
 """
 

@@ -48,7 +48,7 @@ class RunData:
 
 def grid_of(dataset: Dataset) -> Grid:
     """The model grid of a config's dataset section."""
-    return Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, tuple(dataset.percentiles))
+    return Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
 
 
 def load(

@@ -16,7 +16,9 @@ from jras_jax.inference.postprocess import postprocessed
 from jras_jax.inference.trained_run import TrainedRun
 
 PLAIN: dict[str, Any] = {"postprocess": "none", "tta": False}
-OPTIONS = tuple({"postprocess": rule, "tta": tta} for tta in (False, True) for rule in ("none", "largest_component"))
+OPTIONS: tuple[dict[str, Any], ...] = tuple(
+    {"postprocess": rule, "tta": tta} for tta in (False, True) for rule in ("none", "largest_component")
+)
 RULE = (
     "chosen is the option of the highest mean Dice among those whose gain over neither has a 95% bootstrap interval "
     "(over patients) above 0; neither, where there is none"

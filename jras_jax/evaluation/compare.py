@@ -41,8 +41,8 @@ class Comparison:
       n_patients: distinct patients among the n pairs.
       mean_a, mean_b: over the n pairs.
       difference: mean_b - mean_a; low, high: its 95% bootstrap interval over patients.
-      p: Wilcoxon's signed-rank test over patients, NaN with fewer than `LEAST_PATIENTS_FOR_TEST`; p_holm: corrected over
-        the structures and the mean of this metric.
+      p: Wilcoxon's signed-rank test over patients, NaN with fewer than `LEAST_PATIENTS_FOR_TEST`.
+      p_holm: p corrected over the structures and the mean of this metric.
       per_patient: patient -> mean difference.
     """
 

@@ -20,8 +20,10 @@ from jras_jax.inference.segmenter import VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.run_folder import provenance
 
-POSITION_COLUMNS = ("patient", "phase", "position", "structure", "dice", "jaccard")
-POSITION_COLUMNS += ("voxels", "reference_voxels", "empty")
+POSITION_COLUMNS = (
+    *("patient", "phase", "position", "structure", "dice", "jaccard"),
+    *("voxels", "reference_voxels", "empty"),
+)
 PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
 _GUIDES = {
     "patient": "; guides come from training patients only, never from the query's own patient",

@@ -50,8 +50,8 @@ def segment_file(
 ) -> list[VolumePrediction]:
     """Segments one scan and writes its mask and evidence; returns the prediction of each frame.
 
-    The mask NAME.nii.gz has its scan's geometry and the labels of the run's data set; NAME.json beside it lists the cases
-    that guided every slice. `segmenter` is one of `run.segmenter()` with this gallery, shared by several scans.
+    The mask NAME.nii.gz has its scan's geometry and the labels of the run's data set; NAME.json beside it lists the
+    cases that guided every slice. `segmenter` is one of `run.segmenter()` with this gallery, shared by several scans.
 
     Raises:
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.

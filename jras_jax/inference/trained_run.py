@@ -186,11 +186,11 @@ class TrainedRun:
             raise UserError(f"--gallery={source}: no such folder")
         if not any(pathlib.Path(source).rglob("*_gt.nii*")):
             raise UserError(
-                f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with --mode=gallery) nor "
+                f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
         table = self.table_of(pairs.read_pairs(source, self.label_values(labels)))
-        line = f"made in memory from the scans of {source}, {table.contents} (--mode=gallery keeps one)"
+        line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
 
     def label_values(self, labels: str | None) -> dict[str, int]:
@@ -205,7 +205,7 @@ class TrainedRun:
         own = self.folder.gallery
         if not own.is_dir():
             raise UserError(
-                f"{own} is missing: evaluate the run once (--mode=evaluate) to make it, or give --gallery=DIR"
+                f"{own} is missing: evaluate the run once (jras evaluate --workdir={self.folder}) to make it, or give --gallery=DIR"
             )
         table, embeddings = gallery_files.read(own)
         description = f"the run's own, {table.contents}"
@@ -263,7 +263,8 @@ class TrainedRun:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
         slices = [volume_slices(v, self.grid) for v in volumes]
-        patient, rows = -1, [None] * len(volumes)
+        patient = -1
+        rows: list[np.ndarray | None] = [None] * len(volumes)
         if gallery is not None:
             known = [gallery.known.find(v.patient, s.images) for v, s in zip(volumes, slices, strict=True)]
             patient, rows = max(number for number, _ in known), [r for _, r in known]
@@ -281,7 +282,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
 
     Args:
       workdir: of a training run.
-      overrides: `--config.a.b=value`; only what does not change the trained model (see `config.free_keys`).
+      overrides: `--config.a.b=value`; only what does not change the trained model (`config.changeable("open")`).
 
     Raises:
       UserError: there is no run, no finished checkpoint, a damaged one, or an override would change the model.
@@ -289,7 +290,8 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     folder = RunFolder(workdir)
     if not folder.path.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder; train first: run.py --config=... --workdir={workdir}")
-    config = configs.parse(configs.override_trained(configs.load_saved(folder.config), overrides))
+    configs.check_opened(overrides)
+    config = configs.parse(configs.override(configs.load_saved(folder.config), overrides))
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(folder)
     best = checkpoints.best()

@@ -75,7 +75,8 @@ def read(path: str | pathlib.Path) -> ReportedRun:
         raise ReportError(f"{path}: no such run folder; give the --workdir of a run")
     if not folder.summary.is_file():
         raise ReportError(
-            f"{folder.summary} is missing: this run has not been evaluated. Evaluate it with: jras evaluate --workdir={path}"
+            f"{folder.summary} is missing: this run has not been evaluated. Evaluate it with: "
+            f"jras evaluate --workdir={path}"
         )
     return ReportedRun(
         path=folder.path,

@@ -82,8 +82,8 @@ def read(folder: str | pathlib.Path, fingerprint: str | None = None) -> tuple[Sl
         )
     if fingerprint is not None and facts["fingerprint"] != fingerprint:
         raise GalleryError(
-            f"{folder} was made by another retriever ({facts['fingerprint'][:12]}, this run has {fingerprint[:12]}), so "
-            "its embeddings cannot be compared; make it again from the scans with this run (--mode=gallery)"
+            f"{folder} was made by another retriever ({facts['fingerprint'][:12]}, this run has {fingerprint[:12]}), "
+            "so its embeddings cannot be compared; make it again from the scans with this run (jras gallery)"
         )
     try:
         arrays = safetensors.numpy.load_file(path)

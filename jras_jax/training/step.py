@@ -109,7 +109,8 @@ def joint_loss(
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
     images, labels = augment(k_augment, plain, masks, terms.augment)
     metrics: Metrics = {}
-    guides, embeddings, overlap = None, None, None
+    guides, overlap = None, None
+    embeddings: Any = None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
         embeddings, seen = _embedded(variables, plain, batch, cache, k_view, k_dropout, terms)
