@@ -11,9 +11,11 @@ COMPILED = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(p
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-import tfds_builders  # noqa: E402
 from jras_jax import config as configs  # noqa: E402
-from jras_jax.training import loop  # noqa: E402
+from jras_jax.commands import train  # noqa: E402
+from jras_jax.commands.dataset import load_data  # noqa: E402
+from jras_jax.data.load import RunData  # noqa: E402
+from jras_jax.run_folder.layout import RunFolder  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -67,11 +69,13 @@ class Tiny:
         return configs.parse(configs.override(configs.load(ROOT / "configs" / "demo.py"), self.arguments(**changes)))
 
     def train(self, workdir: pathlib.Path, **changes) -> pathlib.Path:
-        return loop.train(self.config(**changes), workdir, self.build)
+        return train.train(self.config(**changes), RunFolder(workdir))
 
-    @staticmethod
-    def build(name, manual_dir, data_dir):
-        return tfds_builders.build(name, manual_dir, data_dir, say=lambda line: None)
+    def data(self, run=None) -> RunData:
+        """The data set, with the splits of an opened run if one is given."""
+        if run is None:
+            return load_data(self.config().dataset)
+        return load_data(run.config.dataset, run.splits)
 
 
 @pytest.fixture(scope="session")

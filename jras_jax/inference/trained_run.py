@@ -205,7 +205,8 @@ class TrainedRun:
         own = self.folder.gallery
         if not own.is_dir():
             raise UserError(
-                f"{own} is missing: evaluate the run once (jras evaluate --workdir={self.folder}) to make it, or give --gallery=DIR"
+                f"{own} is missing: make it with jras evaluate --workdir={self.folder}, or name another with "
+                "--gallery=FOLDER"
             )
         table, embeddings = gallery_files.read(own)
         description = f"the run's own, {table.contents}"
