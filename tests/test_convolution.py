@@ -1,4 +1,4 @@
-"""Dense and depthwise 3x3 convolutions and their gradients, equal to torch's and to XLA's own."""
+"""Modules of 3x3 convolutions: depthwise equal to torch's and XLA's; dense on a batch split over devices."""
 
 import jax
 import jax.numpy as jnp

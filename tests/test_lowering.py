@@ -94,6 +94,7 @@ def forbidden(monkeypatch):
 def test_programs_of_accelerators_lower_and_hold_no_cpu_form(tiny, forbidden, name, which):
     with kernels.using("reference"):
         jitted, arguments = getattr(Program(tiny.config(), name), which)()
+        assert "custom_vjp" not in str(jitted.trace(*arguments).jaxpr)
         lowered = {platform: export.export(jitted, platforms=[platform])(*arguments) for platform in PLATFORMS}
     for platform, exported in lowered.items():
         assert exported.platforms == (platform,)
@@ -112,7 +113,10 @@ def test_a_traced_cpu_form_would_be_noticed(tiny, forbidden, which):
         jitted.trace(*arguments)
 
 
-def test_a_training_program_for_cpu_holds_the_loops_of_its_forms(tiny):
-    jitted, arguments = Program(tiny.config(), "segformer").train_step()
+def test_programs_for_cpu_hold_what_is_looked_for(tiny):
+    program = Program(tiny.config(), "segformer")
     with kernels.using("cpu"):
+        jitted, arguments = program.train_step()
         assert "stablehlo.while" in jitted.lower(*arguments).as_text()
+        jitted, arguments = program.segmenter()
+        assert "custom_vjp" in str(jitted.trace(*arguments).jaxpr)
