@@ -17,23 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, scaling
+from benchmarks.setting import CHANNELS, DIM, joint_config
 from benchmarks.sizes import RETRIEVER_TITLES, TITLES, Sizes
-from jras_jax import config as configs
-from jras_jax import joint, mesh, models
+from jras_jax import joint, kernels, mesh, models
 from jras_jax.data import NUM_CLASSES
 from jras_jax.data.grid import Grid
 from jras_jax.data.slice_table import SliceTable
-from jras_jax.inference import segmenter
 from jras_jax.inference.embedder import Embedder
+from jras_jax.inference.segmenter import Segmenter
 from jras_jax.joint import losses
 from jras_jax.joint.build import build_model, init_variables
-from jras_jax.retrieval import retriever
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, gallery_from_table, with_embeddings
+from jras_jax.retrieval.retriever import Retriever
 from jras_jax.training import state, step
 
 Row = dict[str, Any]
-CHANNELS = 7  # query 3, guide image 3, guide mask 1, as in the reference
-DIM = 128
 
 
 def measured(
@@ -62,7 +60,7 @@ def measured(
     cost = {} if compiled is None else compiled.cost_analysis() or {}
     row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
     if lower is not None:
-        with scaling.as_on_an_accelerator():
+        with kernels.using("reference"):
             cost = lower().cost_analysis() or {}
     row["gflop"] = cost["flops"] / 1e9 if "flops" in cost else None
     return row | more
@@ -123,7 +121,7 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     """Embeddings of a batch, forward."""
     side = sizes.retriever_images[name]
-    model = retriever.Retriever(variant=name, image_size=side)
+    model = Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = drawn(lambda: model.init(jax.random.key(0), images))
     forward = jax.jit(model.apply).lower(variables, images).compile()
@@ -184,34 +182,6 @@ def guide(sizes: Sizes) -> Iterator[Row]:
     yield measured("search + guide forward + backward", sizes, lambda: both(e, gallery), both)
 
 
-def joint_config(name: str, retriever_name: str, sizes: Sizes) -> configs.Config:
-    """The reference's setting: concatenation in its seven channels, Adam, batch 4; no augmentation and no further loss.
-
-    The small retriever trains whole; of ViT-B/14 the last block does, as in the authors' later scripts.
-    """
-    c = configs.defaults()
-    c.dataset.name = "phantom"
-    c.dataset.image_size = sizes.image
-    c.augment.enabled = False
-    c.backbone.name, _, c.backbone.variant = name.partition("-")
-    if name == "unet":
-        c.backbone.options.update(sizes.unet)
-    c.backbone.in_channels = 3
-    c.retriever.variant = retriever_name
-    c.retriever.image_size = sizes.retriever_images.get(retriever_name, 224)
-    c.retriever.trained_blocks = -1 if retriever_name == "tiny" else 1
-    c.retrieval.overlap_weight = 0.0
-    c.fusion.name = "concat"
-    c.fusion.options.mask = "index"
-    c.optim.name = "adam"
-    c.optim.lr_backbone = c.optim.lr_retriever = 1e-4
-    c.optim.weight_decay = c.optim.grad_clip = 0.0
-    c.optim.warmup_steps = 0
-    c.train.batch_size = sizes.batch
-    c.mesh.data = 1
-    return configs.parse(c)
-
-
 class JointStep:
     """Our step, compiled, with all that it needs on the device; `run()` does one."""
 
@@ -224,8 +194,8 @@ class JointStep:
         batch = {"image": table.images[rows], "mask": table.masks[rows], "patient": table.patient[rows], "row": rows}
         self.batch = mesh.put_rows(device_mesh, batch)
         self.cache = self._cache(len(table), sizes, device_mesh) if self.config.retriever.trained_blocks >= 0 else None
-        setup = step.Step(self.model, tx, self.config, device_mesh)
-        self._jitted = functools.partial(step.compile_step, setup, shardings, device_mesh)
+        train_step = step.make_step(self.model, tx, self.config, device_mesh)
+        self._jitted = functools.partial(step.compile_step, train_step, shardings, device_mesh)
         self.compiled = self.lower().compile()
 
     def lower(self) -> Any:
@@ -278,15 +248,13 @@ def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     model, device_mesh = build_model(config), mesh.make_mesh(1, 1)
     variables = drawn(functools.partial(init_variables, model, config))
     table = random_table(sizes)
-    segmenter = segmenter.Segmenter(
+    segmenter = Segmenter(
         model,
-        variables,
-        random_gallery(table, device_mesh),
         joint.Selection("top_k", 2, 0.1, "patient"),
         Grid(sizes.image, 1.4, "fit", (0.5, 99.5)),
         batch_size=sizes.patient,
         device_mesh=device_mesh,
-    )
+    ).using(variables, random_gallery(table, device_mesh))
     images = table.images[: sizes.patient]
     title = f"predict {sizes.patient} slices, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
     yield measured(title, sizes, lambda: segmenter.slices(images).probabilities)

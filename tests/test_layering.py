@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = (
     ("jras_jax.errors", "jras_jax"),
     ("jras_jax.data",),
+    ("jras_jax.kernels",),
     ("jras_jax.models",),
     ("jras_jax.convert",),
     ("jras_jax.retrieval",),
