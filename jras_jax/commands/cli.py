@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = _command(list(sys.argv[1:] if argv is None else argv))
     try:
         if command is None:
-            overview().parse_args(rest or ["--help"])
+            if not rest or rest[0].startswith("-"):
+                overview().parse_args(rest or ["--help"])  # prints and exits
             raise UserError(f"{rest[0]!r} is no command; jras --help lists them")
         return _run(command, rest)
     except UserError as e:
