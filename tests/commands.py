@@ -25,6 +25,6 @@ def predict(workdir: pathlib.Path, source: pathlib.Path, output: pathlib.Path, *
     return [task.mask for task in scans.tasks(source, output)]
 
 
-def evaluate(workdir: pathlib.Path, *overrides: str, submission: pathlib.Path | None = None) -> dict[str, Any]:
+def evaluate(workdir: pathlib.Path, *overrides: str) -> dict[str, Any]:
     """The summary of a run that is scored as `jras evaluate` scores it."""
-    return evaluate_one(RunFolder(workdir), overrides, submission)
+    return evaluate_one(RunFolder(workdir), overrides)

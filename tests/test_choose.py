@@ -8,7 +8,7 @@ import pytest
 from jras_jax import report
 from jras_jax.evaluation import choose
 from jras_jax.inference.trained_run import open_run
-from tests.commands import evaluate
+from tests.commands import call, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,15 @@ def test_scores_with_an_unmeasured_option_are_warned_about_on_test_and_named_in_
     page = report.write_report(folder).read_text()
     assert choose.UNMEASURED in page
     assert "Chosen on the validation fold: neither. The scores of this page were made with: largest component" in page
+
+
+def test_the_command_prints_the_options_and_the_flags_of_the_chosen_one(chosen, monkeypatch, capsys):
+    folder, found = chosen
+    better = found | {"chosen": {"postprocess": "largest_component", "tta": True}}
+    monkeypatch.setattr("jras_jax.commands.choose.choose", lambda run, data, **_: better)
+    assert call("choose", f"--workdir={folder}") == 0
+    said = capsys.readouterr().out
+    for option in found["options"]:
+        assert f"{option['dice']:.4f}" in said
+    flags = "--config.eval.postprocess=largest_component --config.eval.tta=True"
+    assert f"chosen: {flags}\n" in said and f"jras evaluate --workdir={folder} {flags}" in said

@@ -22,7 +22,7 @@ from jras_jax.evaluation import evaluator
 from jras_jax.inference.trained_run import open_run
 from jras_jax.retrieval import gallery_files
 from jras_jax.run_folder.layout import RunFolder
-from tests.commands import evaluate, predict
+from tests.commands import call, evaluate, predict
 
 MEASURES = ("dice", "hd", "hd95", "assd")
 
@@ -151,7 +151,7 @@ def test_the_best_checkpoint_is_scored_not_the_latest(tiny, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_baseline_inside_a_run_is_scored_with_it_and_stands_in_the_report(evaluated, tiny, tmp_path, capsys):
+def test_the_baseline_inside_a_run_is_scored_with_it_and_shown_in_the_report(evaluated, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
     tiny.train(folder / "baseline", retrieval__enabled=False)
@@ -212,10 +212,13 @@ def test_scans_without_spacing_are_scored_in_voxels_and_that_is_said(evaluated, 
     assert "give no voxel spacing" in report.write_report(folder).read_text()
 
 
-def test_the_masks_to_submit_are_those_that_were_scored(trained_run, tmp_path):
+def test_the_command_writes_the_masks_that_it_scored_as_a_submission(trained_run, tmp_path, capsys):
     folder, out = tmp_path / "run", tmp_path / "submission"
     shutil.copytree(trained_run, folder)
-    evaluate(folder, "--config.eval.split=test", submission=out)
+    assert call("evaluate", f"--workdir={folder}", "--config.eval.split=test", f"--output={out}") == 0
+    said = capsys.readouterr().out
+    assert f"masks in the challenge's layout: {out}" in said and f"report: {folder / 'report.html'}" in said
+    assert f"{summary_of(folder)['mean']['dice']:.4f}" in said and (folder / "report.html").is_file()
     assert len(list(out.glob("patient*_E[DS].nii.gz"))) == 6
     for case in cases_of(folder):
         mask = np.asarray(nib.load(out / f"{case['patient']}_{case['phase']}.nii.gz").dataobj)

@@ -92,7 +92,7 @@ def test_only_the_slices_that_are_added_are_embedded(run, hospital, testing, tmp
     same_rows(folder, hospital)
 
 
-def test_changes_go_to_output_where_it_is_given(run, hospital, tmp_path):
+def test_changes_go_to_output_if_it_is_given(run, hospital, tmp_path):
     before = (hospital / gallery_files.ARRAYS).read_bytes()
     make(run, output=tmp_path / "g", gallery=hospital, remove="patient101")
     assert (hospital / gallery_files.ARRAYS).read_bytes() == before
@@ -124,7 +124,7 @@ def test_a_folder_of_pairs_serves_as_the_gallery_made_of_it(run, hospital, testi
     (direct,) = predict(run, scan, tmp_path / "direct", f"--gallery={testing}")
     lines = [line for line in capsys.readouterr().out.splitlines() if "made in memory" in line]
     assert len(lines) == 1 and "of 3 patients" in lines[0]
-    # Rows may stand in another order, so that equal cases are compared, not bytes.
+    # The rows may be in another order, so cases are compared, not bytes.
     named = [[[(g["case"], g["slice"]) for g in s] for s in guides_of(m)] for m in (stored, direct)]
     assert named[0] == named[1]
     assert np.array_equal(*(np.asarray(nib.load(m).dataobj) for m in (stored, direct)))
@@ -200,8 +200,8 @@ def test_the_command_line_makes_changes_and_uses_a_gallery(run, testing, tmp_pat
     assert cli.main([*command, f"--gallery={folder}", "--remove=patient101, patient103"]) == 0
     assert "of 1 patient\n" in capsys.readouterr().out
     scan = testing / "patient101" / "patient101_frame01.nii.gz"
-    where = [f"--gallery={folder}", f"--input={scan}", f"--output={tmp_path / 'o'}"]
-    assert cli.main(["predict", f"--workdir={run}", *where]) == 0
+    options = [f"--gallery={folder}", f"--input={scan}", f"--output={tmp_path / 'o'}"]
+    assert cli.main(["predict", f"--workdir={run}", *options]) == 0
     cases = {g["case"] for s in guides_of(tmp_path / "o" / scan.name) for g in s}
     assert cases <= {"patient102_ED", "patient102_ES"}
     assert cli.main([*command, f"--gallery={folder}"]) == 2

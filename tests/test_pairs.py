@@ -12,7 +12,7 @@ MNMS = pairs.convention_labels("mnms")
 
 
 def write(folder, name, mask, *, image=None, zooms=(1.5, 1.5, 8.0)):
-    """A pair of NIfTI files; the image is noise where it is not given."""
+    """A pair of NIfTI files; the image is noise if none is given."""
     folder.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(0).normal(100, 20, mask.shape) if image is None else image
     for suffix, array in (("", image.astype(np.float32)), ("_gt", mask.astype(np.uint8))):

@@ -144,7 +144,7 @@ def test_labels_are_those_of_the_data_sets_own_convention(run, scan, tmp_path):
 
 @pytest.mark.parametrize("name", ["own", "renamed"])
 def test_a_training_patients_scan_is_never_guided_by_its_own_slices(run, tiny, tmp_path, name):
-    """By the file's name, and, where it was renamed, by the slices themselves."""
+    """By the file's name or, if it was renamed, by the slices themselves."""
     patient = open_run(run).splits["train"][0]
     source = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
     file = tmp_path / (source.name if name == "own" else "somebody.nii.gz")
