@@ -23,12 +23,12 @@ from jras_jax import joint, mesh, models
 from jras_jax.data import NUM_CLASSES
 from jras_jax.data.grid import Grid
 from jras_jax.data.slice_table import SliceTable
-from jras_jax.inference import segmenter
 from jras_jax.inference.embedder import Embedder
+from jras_jax.inference.segmenter import Segmenter
 from jras_jax.joint import losses
 from jras_jax.joint.build import build_model, init_variables
-from jras_jax.retrieval import retriever
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, gallery_from_table, with_embeddings
+from jras_jax.retrieval.retriever import Retriever
 from jras_jax.training import state, step
 
 Row = dict[str, Any]
@@ -123,7 +123,7 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     """Embeddings of a batch, forward."""
     side = sizes.retriever_images[name]
-    model = retriever.Retriever(variant=name, image_size=side)
+    model = Retriever(variant=name, image_size=side)
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = drawn(lambda: model.init(jax.random.key(0), images))
     forward = jax.jit(model.apply).lower(variables, images).compile()
@@ -224,8 +224,8 @@ class JointStep:
         batch = {"image": table.images[rows], "mask": table.masks[rows], "patient": table.patient[rows], "row": rows}
         self.batch = mesh.put_rows(device_mesh, batch)
         self.cache = self._cache(len(table), sizes, device_mesh) if self.config.retriever.trained_blocks >= 0 else None
-        setup = step.Step(self.model, tx, self.config, device_mesh)
-        self._jitted = functools.partial(step.compile_step, setup, shardings, device_mesh)
+        train_step = step.make_step(self.model, tx, self.config, device_mesh)
+        self._jitted = functools.partial(step.compile_step, train_step, shardings, device_mesh)
         self.compiled = self.lower().compile()
 
     def lower(self) -> Any:
@@ -278,15 +278,13 @@ def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     model, device_mesh = build_model(config), mesh.make_mesh(1, 1)
     variables = drawn(functools.partial(init_variables, model, config))
     table = random_table(sizes)
-    segmenter = segmenter.Segmenter(
+    segmenter = Segmenter(
         model,
-        variables,
-        random_gallery(table, device_mesh),
         joint.Selection("top_k", 2, 0.1, "patient"),
         Grid(sizes.image, 1.4, "fit", (0.5, 99.5)),
         batch_size=sizes.patient,
         device_mesh=device_mesh,
-    )
+    ).using(variables, random_gallery(table, device_mesh))
     images = table.images[: sizes.patient]
     title = f"predict {sizes.patient} slices, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
     yield measured(title, sizes, lambda: segmenter.slices(images).probabilities)

@@ -91,13 +91,12 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
         embeddings=abstract(n, ours.DIM, dtype=jnp.float32),
         images=abstract(n, *pixels, dtype=jnp.uint8),
         masks=abstract(n, *pixels, dtype=jnp.uint8),
-        position=abstract(n, dtype=jnp.float32),
+        patient=abstract(n),
         valid=abstract(n, dtype=jnp.bool_),
-        **{name: abstract(n) for name in ("patient", "phase", "slice_index", "vendor")},
     )
     batch = {name: abstract(b, *pixels, dtype=jnp.uint8) for name in ("image", "mask")}
     batch |= {name: abstract(b) for name in ("patient", "row")}
-    jitted = step.compile_step(step.Step(model, tx, config, device_mesh), shardings, device_mesh)
+    jitted = step.compile_step(step.make_step(model, tx, config, device_mesh), shardings, device_mesh)
     with as_on_an_accelerator():
         compiled = jitted.lower(first, batch, gallery, None, False).compile()
     cost = compiled.cost_analysis() or {}
