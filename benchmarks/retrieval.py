@@ -67,11 +67,13 @@ def measure(size: int, recall: float, repeats: int) -> dict[str, Any]:
     unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
     put = functools.partial(meshes.put_whole, device_mesh)
     none = put(np.zeros((size, 1, 1), np.uint8))
-    numbers = put(np.arange(size, dtype=np.int32) // 16)
     gallery = Gallery(
-        embeddings=put(unit(rng.normal(size=(size, DIM)))), images=none, masks=none, patient=numbers, phase=numbers,
-        slice_index=numbers, position=put(np.zeros(size, np.float32)), vendor=numbers, valid=put(np.ones(size, bool)),
-    )  # fmt: skip
+        embeddings=put(unit(rng.normal(size=(size, DIM)))),
+        images=none,
+        masks=none,
+        patient=put(np.arange(size, dtype=np.int32) // 16),
+        valid=put(np.ones(size, bool)),
+    )
     queries = QueryKeys(jnp.arange(QUERIES, dtype=jnp.int32), jnp.full(QUERIES, -1, jnp.int32))
 
     def loss(embeddings: jax.Array, gallery: Gallery) -> jax.Array:

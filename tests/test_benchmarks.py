@@ -1,5 +1,6 @@
 """The benchmark: one schema for all rows, ratios and targets as they are described, the work of collectives counted."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ours, scaling, table
+from benchmarks import ours, retrieval, scaling, table
 from benchmarks.sizes import FULL, QUICK, TARGETS, parts, target
 from jras_jax import kernels
 from jras_jax.errors import UserError
@@ -105,6 +106,38 @@ def test_counted_programs_have_no_loops_of_the_forms_for_cpu():
     with kernels.using("reference"):
         counted = text()
     assert "stablehlo.while" not in counted and "stablehlo.while" in text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("retriever:tiny", ["small retriever forward"]),
+        ("guide", ["search + guide forward", "search + guide forward + backward"]),
+        ("refresh:tiny", ["refresh, whole forward, small retriever"]),
+        ("joint:unet+tiny", ["joint step, U-Net, small retriever"]),
+        ("predict:unet+tiny", ["predict 3 slices, U-Net, small retriever"]),
+    ],
+)
+def test_every_part_compiles_and_names_its_rows(part, names):
+    assert part in parts(QUICK)
+    found = list(ours.rows(part, dataclasses.replace(QUICK, filling=True)))
+    assert [row["row"] for row in found] == names
+
+
+@pytest.mark.slow
+def test_a_step_over_two_devices_sends_at_least_its_gradients():
+    work = scaling.work_per_device(2, QUICK)
+    assert work["devices"] == 2 and work["gflop"] > 0 and work["gbyte"] > 0
+    assert sum(work["collective_mb"].values()) >= work["parameters_mb"] > 0
+
+
+def test_a_search_holds_a_devices_share_of_the_gallery():
+    rows = 8192
+    found = retrieval.measure(rows, 1.0, repeats=1)
+    whole = 4 * retrieval.DIM * rows
+    assert found["rows"] == rows and found["ms"] > 0
+    assert whole / jax.device_count() <= found["bytes_per_device"] < whole / 2
 
 
 def test_an_unknown_part_is_named():

@@ -1,6 +1,5 @@
-"""From official folders to prepared data sets and back to volumes; and every fault stops the build, whole."""
+"""From official folders to prepared data sets and back to volumes."""
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -13,13 +12,12 @@ import numpy as np
 import pytest
 
 import tfds_builders
+from jras_jax.commands import cli
 from jras_jax.data import nifti, phantom, prepared
 from jras_jax.errors import UserError
-from tfds_builders.__main__ import main
+from tests.official_folders import AFFINE, change, edit_info, frame_of, left_in, mask_of, write_mnms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CSV = "201014_M&Ms_Dataset_Information_-_opendataset.csv"
-AFFINE = np.array([[-1.1, -0.5, 4.1, 122.9], [0.0, -1.0, -6.5, 152.6], [0.8, -0.7, 5.8, -91.0], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def acdc(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prepared(acdc, tmp_path_factory):
+def dataset(acdc, tmp_path_factory):
     return tfds_builders.build("acdc", acdc, tmp_path_factory.mktemp("data"))
 
 
@@ -46,100 +44,10 @@ def mnms(tmp_path):
     return write_mnms(tmp_path / "mnms")
 
 
-def write_mnms(root):
-    """Three patients in the official M&Ms layout, 4 frames, ED at 2 and ES at 0, in M&Ms labels."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for code, split, vendor, letter, centre in (
-        ("A1B2C3", "Training/Labeled", "Siemens", "A", 1),
-        ("D4E5F6", "Validation", "Philips", "B", 2),
-        ("G7H8I9", "Testing", "GE", "C", 4),
-    ):
-        image = rng.integers(0, 900, (9, 7, 3, 4)).astype(np.int16)
-        mask = np.zeros(image.shape, np.uint8)
-        mask[..., [0, 2]] = rng.integers(0, 4, (9, 7, 3, 2))
-        save(root / split / code / f"{code}_sa.nii.gz", image)
-        save(root / split / code / f"{code}_sa_gt.nii.gz", mask)
-        rows.append([len(rows), code, vendor, letter, centre, 2, 0, "", "HCM", "", "", ""])
-    header = [
-        "",
-        "External code",
-        "VendorName",
-        "Vendor",
-        "Centre",
-        "ED",
-        "ES",
-        "Age",
-        "Pathology",
-        "Sex",
-        "Height",
-        "Weight",
-    ]
-    with (root / CSV).open("w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([header, *rows])
-    return root
-
-
-def save(path, array, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    nib.save(image, path)
-
-
-def frame_of(folder, phase):
-    """Path of the scan of a phase in an ACDC patient's folder."""
-    info = dict(line.split(": ") for line in (folder / "Info.cfg").read_text().splitlines())
-    return folder / f"{folder.name}_frame{int(info[phase]):02d}.nii.gz"
-
-
-def mask_of(scan):
-    return scan.with_name(scan.name.replace(".nii.gz", "_gt.nii.gz"))
-
-
-def edit_info(path, key, value):
-    """Sets a line of an Info.cfg, or takes it out (None)."""
-    lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{key}:")]
-    path.write_text("\n".join(lines + ([] if value is None else [f"{key}: {value}"])) + "\n")
-
-
-def edit_csv(path, code, column, value):
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        if row["External code"] == code:
-            row[column] = value
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def change(path, function):
-    """Rewrites a scan's voxels, its header kept."""
-    image = nib.load(path)
-    array = function(np.asarray(image.dataobj).copy())
-    image.header.set_data_dtype(array.dtype)
-    nib.save(nib.Nifti1Image(array, image.affine, image.header), path)
-
-
-def poke(value):
-    def function(array):
-        array = array.astype(np.float32)
-        array[1, 1, 1] = value
-        return array
-
-    return function
-
-
-def left_in(folder):
-    return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
-
-
-def test_the_phantom_goes_round(acdc, prepared):
-    assert prepared.name == "1.0.0" and prepared.parent.name == "acdc"
-    assert prepared.splits(prepared) == {"train": 6, "test": 2}
-    train, test = prepared.load_volumes(prepared, "train"), prepared.load_volumes(prepared, "test")
+def test_the_phantom_goes_round(acdc, dataset):
+    assert dataset.name == "1.0.0" and dataset.parent.name == "acdc"
+    assert prepared.splits(dataset) == {"train": 6, "test": 2}
+    train, test = prepared.load_volumes(dataset, "train"), prepared.load_volumes(dataset, "test")
     assert [v.case for v in train] == [f"patient{n:03d}_{phase}" for n in (1, 2, 3) for phase in ("ED", "ES")]
     assert [v.case for v in test] == ["patient101_ED", "patient101_ES"]
     assert [v.group for v in train] == ["NOR", "NOR", "DCM", "DCM", "HCM", "HCM"]
@@ -159,9 +67,9 @@ def test_the_phantom_goes_round(acdc, prepared):
 
 def test_tensorflow_is_never_imported(acdc, tmp_path):
     code = (
-        "import sys, tfds_builders\nfrom jras_jax.data import store\n"
+        "import sys, tfds_builders\nfrom jras_jax.data import prepared\n"
         f"d = tfds_builders.build('acdc', {str(acdc)!r}, {str(tmp_path)!r})\n"
-        "assert len(store.load_volumes(d, 'train')) == 6\n"
+        "assert len(prepared.load_volumes(d, 'train')) == 6\n"
         "assert 'tensorflow' not in sys.modules\nassert 'jax' not in sys.modules\nprint('fine')"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -231,140 +139,6 @@ def test_height_weight_and_frame_count_may_be_absent(scans, tmp_path):
     assert prepared.splits(tfds_builders.build("acdc", scans, tmp_path / "data")) == {"train": 6, "test": 2}
 
 
-def break_acdc(root, fault):
-    """Breaks one rule; (the file the message must name, words of the rule)."""
-    patient = root / "training/patient002"
-    scan, info = frame_of(patient, "ES"), patient / "Info.cfg"
-    if fault == "no scan":
-        scan.unlink()
-        return scan, "missing"
-    if fault == "no mask":
-        mask_of(scan).unlink()
-        return mask_of(scan), "missing"
-    if fault == "no Info.cfg":
-        info.unlink()
-        return info, "missing"
-    if fault == "unreadable header":
-        scan.write_bytes(b"\0" * 400)
-        return scan, "NIfTI"
-    if fault == "cut short":
-        scan.write_bytes(scan.read_bytes()[:-500])
-        return scan, "cut short"
-    if fault == "four axes":
-        change(scan, lambda a: np.stack([a, a], -1))
-        change(mask_of(scan), lambda a: np.stack([a, a], -1))
-        return scan, "3 axes"
-    changes = {
-        "nan": (scan, poke(np.nan), "NaN"),
-        "infinity": (scan, poke(np.inf), "infinite"),
-        "mask of another shape": (mask_of(scan), lambda a: a[:-1], "shape"),
-        "unknown label": (mask_of(scan), poke(4), "labels"),
-        "half a label": (mask_of(scan), poke(1.5), "whole numbers"),
-        "empty mask": (mask_of(scan), np.zeros_like, "empty"),
-    }
-    if fault in changes:
-        path, function, words = changes[fault]
-        change(path, function)
-        return path, words
-    lines = {
-        "ES outside": ("ES", "99", "outside"),
-        "ES of zero": ("ES", "0", "1 or more"),
-        "ED of letters": ("ED", "one", "1 or more"),
-        "no ED": ("ED", None, "ED"),
-        "no group": ("Group", None, "Group"),
-        "ES is ED": ("ES", "1", "same frame"),
-    }
-    key, value, words = lines[fault]
-    edit_info(info, key, value)
-    return info, words
-
-
-ACDC_FAULTS = [
-    *("no scan", "no mask", "no Info.cfg", "unreadable header", "cut short", "four axes", "nan", "infinity"),
-    *("mask of another shape", "unknown label", "half a label", "empty mask", "ES outside", "ES of zero"),
-    *("ED of letters", "no ED", "no group", "ES is ED"),
-]
-
-
-@pytest.mark.parametrize("fault", ACDC_FAULTS)
-def test_a_fault_in_acdc_stops_the_build(scans, tmp_path, capsys, fault):
-    path, words = break_acdc(scans, fault)
-    data = tmp_path / "data"
-    assert main(["acdc", f"--manual_dir={scans}", f"--data_dir={data}"]) == 2
-    error = capsys.readouterr().err
-    assert str(path) in error and words in error
-    assert "Traceback" not in error and len(error.strip().splitlines()) == 1
-    assert not left_in(data)
-
-
-def test_missing_test_masks_are_one_message(scans, tmp_path):
-    for path in (scans / "testing").rglob("*_gt.nii.gz"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"testing: none of its 1 patients has a mask"):
-        tfds_builders.build("acdc", scans, tmp_path / "data")
-
-
-def break_mnms(root, fault):
-    """Like `break_acdc`."""
-    table, patient = root / CSV, root / "Validation/D4E5F6"
-    scan = patient / "D4E5F6_sa.nii.gz"
-    if fault == "no csv":
-        table.unlink()
-        return root, "External code"
-    if fault == "no row":
-        shutil.copytree(patient, root / "Validation/Z0Z0Z0")
-        return table, "Z0Z0Z0"
-    if fault == "two splits":
-        shutil.copytree(patient, root / "Testing/D4E5F6")
-        return root / "Testing/D4E5F6", "two splits"
-    if fault == "no mask":
-        mask_of(scan).unlink()
-        return mask_of(scan), "missing"
-    if fault == "mask of another shape":
-        change(mask_of(scan), lambda a: a[..., :3])
-        return mask_of(scan), "shape"
-    if fault == "unknown label":
-        change(mask_of(scan), poke(5))
-        return mask_of(scan), "labels"
-    column, value, name, words = {
-        "ED outside": ("ED", "4", scan, "frames 0 to 3"),
-        "ES is empty": ("ES", "", table, "ES"),
-        "ED is negative": ("ED", "-1", table, "ED"),
-        "ED without labels": ("ED", "1", mask_of(scan), "empty"),
-        "no vendor": ("VendorName", "", table, "VendorName"),
-    }[fault]
-    edit_csv(table, "D4E5F6", column, value)
-    if fault == "no vendor":
-        edit_csv(table, "D4E5F6", "Vendor", "")
-    return name, words
-
-
-MNMS_FAULTS = [
-    *("no csv", "no row", "two splits", "no mask", "mask of another shape", "unknown label", "ED outside"),
-    *("ES is empty", "ED is negative", "ED without labels", "no vendor"),
-]
-
-
-@pytest.mark.parametrize("fault", MNMS_FAULTS)
-def test_a_fault_in_mnms_stops_the_build(mnms, tmp_path, fault):
-    path, words = break_mnms(mnms, fault)
-    with pytest.raises(UserError) as error:
-        tfds_builders.build("mnms", mnms, tmp_path / "data")
-    assert str(path) in str(error.value) and words in str(error.value)
-    assert not left_in(tmp_path / "data")
-
-
-def test_a_fault_leaves_the_earlier_data_set_as_it_was(scans, tmp_path):
-    data = tmp_path / "data"
-    folder = tfds_builders.build("acdc", scans, data)
-    before = {p: p.read_bytes() for p in left_in(data)}
-    break_acdc(scans, "nan")
-    with pytest.raises(UserError, match="NaN"):
-        tfds_builders.build("acdc", scans, data)
-    assert {p: p.read_bytes() for p in left_in(data)} == before
-    assert len(prepared.load_volumes(folder, "train")) == 6
-
-
 @pytest.mark.parametrize("what", ["voxels", "table", "patients"])
 def test_a_data_set_is_reused_only_for_the_same_scans(scans, tmp_path, what):
     data, said = tmp_path / "data", []
@@ -388,37 +162,20 @@ def test_a_data_set_is_reused_only_for_the_same_scans(scans, tmp_path, what):
     assert (volume.patient == "patient002") == (what == "patients")
 
 
+def test_the_command_prepares_what_the_function_does(acdc, dataset, tmp_path):
+    assert cli.main(["build", "acdc", f"--manual_dir={acdc}", f"--data_dir={tmp_path}"]) == 0
+    ours, theirs = (prepared.load_volumes(folder, "train") for folder in (tmp_path / "acdc" / "1.0.0", dataset))
+    assert [v.case for v in ours] == [v.case for v in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.mask, b.mask)
+
+
 def test_the_archives_own_top_folder_is_found(acdc, tmp_path):
     (tmp_path / "ACDC").mkdir()
     os.symlink(acdc, tmp_path / "ACDC" / "database")
     folder = tfds_builders.build("acdc", tmp_path / "ACDC", tmp_path / "data")
     assert prepared.load_volumes(folder, "test")[0].source.startswith("testing/")
-
-
-def test_wrong_arguments_are_said(acdc, tmp_path, capsys):
-    for arguments, words in (
-        (("acdc", tmp_path / "nowhere", tmp_path), "no folder"),
-        (("acdc", "", tmp_path), "empty"),
-        (("brats", acdc, tmp_path), "acdc and mnms"),
-        (("acdc", acdc, __file__), "cannot be written"),
-    ):
-        with pytest.raises(UserError, match=words):
-            tfds_builders.build(*arguments)
-    with pytest.raises(SystemExit) as error:
-        main(["acdc"])
-    assert error.value.code == 2 and "--manual_dir" in capsys.readouterr().err
-
-
-def test_store_says_what_is_wrong(prepared, tmp_path):
-    with pytest.raises(UserError, match="has no split 'validation', it has"):
-        prepared.load_volumes(prepared, "validation")
-    with pytest.raises(UserError, match="no prepared data set"):
-        prepared.splits(tmp_path)
-    copy = pathlib.Path(shutil.copytree(prepared, tmp_path / "acdc" / "1.0.0"))
-    (record,) = copy.glob("*train*")
-    record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
-    with pytest.raises(UserError, match="cannot be read"):
-        prepared.load_volumes(copy, "train")
 
 
 def test_real_acdc(shared, tmp_path):

@@ -1,7 +1,9 @@
 """Configs: every file validates, values are typed and checked, wrong names and values are refused in words."""
 
 import dataclasses
+import functools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -167,8 +169,11 @@ def test_the_paper_recipe_names_its_model():
 
 
 def test_the_listing_is_printed_without_a_device():
-    command = [sys.executable, "-m", "jras_jax.config", "lr_backbone"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "jras_jax", "settings"]
+    without = os.environ | {"JAX_PLATFORMS": "no_such_device"}
+    listing = functools.partial(subprocess.run, cwd=ROOT, env=without, capture_output=True, text=True)
+    done = listing([*command, "lr_backbone"], check=True)
     assert done.stdout.splitlines()[0] == "--config.optim.lr_backbone=0.001"
     assert "above 0 and at most 1" in done.stdout
-    assert subprocess.run([*command[:-1], "no such word"], cwd=ROOT, capture_output=True).returncode == 1
+    nothing = listing([*command, "no such word"], check=False)
+    assert nothing.returncode == 2 and nothing.stderr == "error: no setting contains 'no such word'\n"

@@ -9,12 +9,13 @@ import ml_collections
 import pytest
 
 from jras_jax import config as configs
-from jras_jax import fusion, models
+from jras_jax import models
 from jras_jax.config import ConfigError
 from jras_jax.config.schema import SETTINGS
 from jras_jax.config.setting import Bounds, setting, settings_of
+from jras_jax.joint import fusion
 from jras_jax.models import vit
-from jras_jax.retrieval import encoder, selection
+from jras_jax.retrieval import retriever, selection
 
 NUMBERS = [s for s in SETTINGS.values() if s.hint in (int, float)]
 # What another setting must be for a bound to be accepted: rules over several settings forbid the rest.
@@ -132,7 +133,7 @@ def test_choices_are_those_of_the_code():
     tables = {
         "backbone.name": models.NAMES,
         "retriever.variant": vit.VARIANTS,
-        "retriever.pool": encoder.POOLS,
+        "retriever.pool": retriever.POOLS,
         "retrieval.strategy": selection.STRATEGIES,
         "fusion.name": fusion.KINDS,
     }
@@ -189,7 +190,8 @@ def test_all_differences_are_shown_on_a_resume(tmp_path):
     }
     with pytest.raises(ConfigError) as refused:
         configs.check_resumed(saved, now, tmp_path)
-    assert all(f"  config.{key}: {a} -> {b}" in str(refused.value) for key, (a, b) in found.items())
+    said = str(refused.value)
+    assert all(f" config.{key}: {a} -> {b}" in said for key, (a, b) in found.items()) and "\n" not in said
 
 
 def test_a_saved_run_resumes_with_its_own_settings_and_those_that_may_change(tmp_path):

@@ -57,7 +57,7 @@ def built(config):
     """Model, shapes of the variables, and the group of each parameter."""
     model = build_model(config)
     shapes = jax.eval_shape(lambda: init_variables(model, config))
-    return model, shapes, state.parameter_groups(shapes["params"], config)
+    return model, shapes, state.parameter_groups(shapes["params"], config.backbone.frozen, config.retriever)
 
 
 def table():
@@ -98,7 +98,7 @@ def trained(text):
         now, tx, shardings = state.create_state(model, config, device_mesh, before)
         gallery, cache = gallery_of(table(), model, config, device_mesh, now.variables)
         batch = mesh.put_rows(device_mesh, batch_of(table()))
-        compiled = step.compile_step(step.Step(model, tx, config, device_mesh), shardings, device_mesh)
+        compiled = step.compile_step(step.make_step(model, tx, config, device_mesh), shardings, device_mesh)
         compiled = compiled.lower(now, batch, gallery, cache, False).compile(QUICK)
         history = []
         for _ in range(2):

@@ -81,8 +81,8 @@ def _a_lost_host(tiny, tmp_path):
     # Either a collective fails at once, or it hangs until the watch ends it.
     said = (tmp_path / "output0").read_text().splitlines()[-1]
     assert status in (1, HOST_LOST), said
-    words = "error: this host stopped, or another one" if status == 1 else "error: host 1 has not been heard of"
-    assert said.startswith(words) and "with the same command" in said
+    words = {1: "this host stopped, or another host of the job", HOST_LOST: "host 1 has not been heard of"}[status]
+    assert said.startswith(f"error: {words}") and "with the same command" in said
     second.wait()
     before = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     logged = int(rows(workdir)[-1]["step"])  # the lost job may have gone further than its last checkpoint

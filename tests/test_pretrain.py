@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import pathlib
 
 import flax.traverse_util
 import jax
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jras_jax.commands import cli
 from jras_jax.errors import UserError
 from jras_jax.joint.build import build_model, init_variables
+from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, pretrain
 from tests.test_step import ROWS, table
 
+DEMO = pathlib.Path(__file__).resolve().parents[1] / "configs" / "demo.py"
 SHORT = {"pretrain__num_steps": 3, "pretrain__batch_size": 8, "train__log_every": 1}
 
 
@@ -53,14 +57,15 @@ def test_pairs_are_fixed_by_seed_and_step_and_may_all_be_views_of_one_slice(tiny
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path):
-    config = tiny.config(**SHORT)
-    written = pretrain.pretrain_retriever(config, tmp_path / "retriever", tiny.build)
-    assert written.name == initial.RETRIEVER_FILE and written.is_file()
-    with (tmp_path / "retriever" / "metrics.csv").open(newline="") as f:
+def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path, capsys):
+    folder = RunFolder(tmp_path / "retriever")
+    arguments = [f"--config={DEMO}", f"--workdir={folder}", *tiny.arguments(**SHORT)]
+    assert cli.main(["pretrain", *arguments]) == 0
+    assert f"--config.retriever.init_from={folder}" in capsys.readouterr().out
+    with folder.metrics.open(newline="") as f:
         losses = [float(row["loss"]) for row in csv.DictReader(f)]
     assert len(losses) == 3 and np.isfinite(losses).all()
-    trained = safetensors.numpy.load_file(written)
+    trained = safetensors.numpy.load_file(folder.retriever)
     config = tiny.config(retriever__init_from=tmp_path / "retriever")
     started = initial.variables(build_model(config), config)["params"]["retriever"]
     started = flax.traverse_util.flatten_dict(started, sep="/")
@@ -73,10 +78,11 @@ def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path):
 
 
 def test_what_cannot_be_pretrained_is_refused(tiny, tmp_path):
+    folder, data = RunFolder(tmp_path), tiny.data()
     with pytest.raises(UserError, match=r"retrieval.enabled=True"):
-        pretrain.pretrain_retriever(tiny.config(retrieval__enabled=False), tmp_path, tiny.build)
+        pretrain.pretrain_retriever(tiny.config(retrieval__enabled=False), folder, data)
     with pytest.raises(UserError, match=r"pretrain.batch_size=5000"):
-        pretrain.pretrain_retriever(tiny.config(pretrain__batch_size=5000), tmp_path, tiny.build)
+        pretrain.pretrain_retriever(tiny.config(pretrain__batch_size=5000), folder, data)
     with pytest.raises(UserError, match=r"retriever.init_from='nowhere': no such file"):
         config = tiny.config(retriever__init_from="nowhere")
         initial.variables(build_model(config), config)

@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 
 from jras_jax.report import write_report
-from tests.test_report import write_fake_run
+from tests.fake_run import write_fake_run
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 DRIVER = shutil.which("chromedriver")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jras_jax.report import analysis, axes, files, results, write_report
-from tests.test_report import write_fake_run
+from tests.fake_run import write_fake_run
 
 
 def option(postprocess, tta, dice, gain, low, high):
@@ -64,7 +64,7 @@ def test_one_patient_has_no_interval():
     two = analysis.summarise([row("a", 0.8), row("b", 0.9)], "dice")
     assert two.low == pytest.approx(0.8) and two.high == pytest.approx(0.9)
     compared = analysis.compare([row("a", 0.8)], [row("a", 0.7)])["dice"]
-    assert "one patient alone" in results.verdict(compared)
+    assert "one patient alone" in results.verdict(compared.comparison)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.6882, 0.6892), (41.6, 42.1), (0.0, 1e-4), (0.0, 3e-3), (-2e-4, 2e-4)])

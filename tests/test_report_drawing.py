@@ -1,0 +1,123 @@
+"""What the report draws: contours, images, error maps, axes, charts and numbers."""
+
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jras_jax.report import axes, charts, evidence, images, markup
+
+
+def inside(path: str, size: int) -> np.ndarray:
+    """Pixels whose centre lies inside a contour path by the even-odd rule."""
+    crossings = np.zeros((size, size), int)
+    centres = 2 * np.arange(size) + 1  # path units are half pixels
+    for part in path.split("M")[1:]:
+        points = np.cumsum(np.array(re.findall(r"-?\d+", part), int).reshape(-1, 2), 0)
+        for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, 0), strict=True):
+            for row in np.flatnonzero((y1 > centres) != (y2 > centres)):
+                x = x1 + (centres[row] - y1) / (y2 - y1) * (x2 - x1)
+                crossings[row] += x > centres
+    return crossings % 2 == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_contours_enclose_exactly_their_mask(seed):
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(24, 24)), 1.0) > 0.05
+    path = images.contour_path(mask)
+    np.testing.assert_array_equal(inside(path, 24), mask)
+    holes = ndimage.label(np.pad(~mask, 1, constant_values=True), np.ones((3, 3)))[1] - 1
+    assert path.count("M") == path.count("z") == ndimage.label(mask)[1] + holes
+    assert images.contour_path(np.zeros((4, 4), bool)) == ""
+
+
+def decoded(file: bytes) -> np.ndarray:
+    """The pixels of a PNG as an independent decoder reads them, RGBA."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow decodes the PNG")
+    return np.asarray(image.open(io.BytesIO(file)).convert("RGBA"))
+
+
+def test_png_keeps_every_pixel():
+    grey = np.random.default_rng(0).integers(0, 256, (7, 5)).astype(np.uint8)
+    np.testing.assert_array_equal(decoded(images.png(grey))[..., :3], np.repeat(grey[..., None], 3, 2))
+    index = grey % 4
+    np.testing.assert_array_equal(decoded(images.png(index, evidence.ERROR_PALETTE)), evidence.ERROR_PALETTE[index])
+    with pytest.raises(ValueError, match="uint8"):
+        images.png(grey.astype(float))
+
+
+def test_errors_are_named_by_kind():
+    truth, prediction = np.array([[1, 0, 2, 3, 0]]), np.array([[0, 2, 3, 3, 0]])
+    assert images.errors(truth, prediction).tolist() == [[images.MISSED, images.ADDED, images.CONFUSED, 0, 0]]
+
+
+def test_window_holds_all_labels_and_stays_on_the_grid():
+    a, b = np.zeros((2, 64, 64), np.uint8), np.zeros((2, 3, 64, 64), np.uint8)
+    a[0, 0, 10], b[1, 2, 40, 20] = 1, 2
+    window = images.window_around([a, b])
+    assert window.crop(a).sum() == 1 and window.crop(b).sum() == 2
+    assert window.top >= 0 and window.top + window.side <= 64 and window.side >= 48
+    assert images.window_around([np.zeros((1, 64, 64), np.uint8)]) == images.Window(0, 0, 64)
+
+
+def test_shrinking_keeps_the_mean_and_is_never_enlarging():
+    image = np.random.default_rng(0).integers(0, 256, (50, 50)).astype(np.uint8)
+    small = images.shrink(image, 20)
+    assert small.shape == (20, 20) and small.mean() == pytest.approx(image.mean(), abs=0.6)
+    assert images.shrink(image, 80) is image
+
+
+def test_pages_stay_small_whatever_the_scans():
+    # Noise is the hardest image to compress: a bound that holds for it holds for all.
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (6, 128, 128)).astype(np.uint8)
+    full = np.ones_like(grey)
+    none, flat = np.zeros((6, 0, 128, 128), np.uint8), np.zeros((6, 0))
+    item = evidence.Evidence("noise", 0.5, grey, full, full, none, none, flat, flat, flat.astype(str))
+    budget = 60_000
+    side = evidence.side_within([item], budget)
+    assert side < 128
+    panel = evidence.panel(item, "noise", "", side)
+    assert sum(map(len, re.findall(r"data:[^\"]+", panel))) < 1.45 * budget
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.43, 0.97), (-3210.0, 45.0), (1e-5, 9e-4), (0.0, 40.0), (5.0, 5.0)])
+def test_axes_end_on_round_numbers_around_the_values(low, high):
+    bounds = axes.limits([low, high, math.nan])
+    assert bounds[0] <= low and high <= bounds[1] and bounds[0] < bounds[1]
+    at = axes.ticks(*bounds)
+    assert 2 <= len(at) <= 12 and bounds[0] - 1e-12 <= at[0] and at[-1] <= bounds[1] + 1e-12
+    assert len({axes.tick_label(v, at[1] - at[0]) for v in at}) == len(at)
+
+
+def test_charts_leave_undefined_values_out_and_survive_having_none():
+    nothing = charts.Values([math.nan])
+    drawn = charts.box_plot(["a", "b"], [("run", [charts.Values([1.0, math.nan, 3.0]), nothing])], title="HD")
+    assert drawn.count('class="dot"') == 2 and "a run: median 2.000" in drawn and "nan" not in drawn
+    for empty in (
+        charts.bland_altman([], math.nan, math.nan, math.nan, title="t", unit="ml"),
+        charts.scatter([], x_title="x", y_title="y"),
+        charts.curves([charts.Line("a", [])], title="t"),
+        charts.differences([], title="t"),
+        charts.bars([], label="l"),
+    ):
+        assert "nan" not in empty
+
+
+def test_thinning_keeps_the_end_and_the_mean():
+    points = [(float(i), float(i % 7)) for i in range(1000)]
+    thinned = charts.thin(points, 100)
+    assert len(thinned) == 100 and thinned[-1] == points[-1]
+    assert np.mean([y for _, y in thinned]) == pytest.approx(3.0, abs=0.1)
+
+
+def test_numbers_are_written_for_readers():
+    assert markup.number(-0.0004) == "0.000" and markup.number(-1.25, 1) == "−1.2"
+    assert markup.number(math.nan) == markup.number(None) == "–"
+    assert markup.number(12345.6, 0) == "12,346" and markup.number(0.5, 1, signed=True) == "+0.5"
+    assert markup.p_value(0.0001) == "< 0.001" and markup.interval(math.nan, 1.0) == ""
+    assert markup.element("td", "a < b", class_="n", hidden=False) == '<td class="n">a &lt; b</td>'
