@@ -120,15 +120,19 @@ def init_from(
             faults.append(fault)
         else:
             result[name] = value.astype(own.dtype)
-    given = {name.partition("/")[0] for name in flat}
-    for name in sorted(arrays):
-        if name.partition("/")[0] in given and not _matches(name, heads):
-            faults.append(f"left over: {name} {arrays[name].shape}: the model has no such parameter")
+    faults += _left_over(flat, arrays, heads)
     advice = "choose the variant and the options that the weights were made for, or name what may be new"
     fail(f"{path} does not fit the model", faults, advice)
     logging.info("%s: %d arrays taken, %d kept new: %s", path, len(flat) - len(kept), len(kept), ", ".join(kept))
     tree = flax.traverse_util.unflatten_dict(result, sep="/")
     return tree if _has_collections(params) else tree["params"]
+
+
+def _left_over(flat: Mapping[str, Any], arrays: Arrays, heads: Sequence[str]) -> list[str]:
+    """Faults for the file's arrays that the model has no place for; of other classes' heads none is expected."""
+    given = {name.partition("/")[0] for name in flat}
+    rest = [name for name in sorted(arrays) if name.partition("/")[0] in given and not _matches(name, heads)]
+    return [f"left over: {name} {arrays[name].shape}: the model has no such parameter" for name in rest]
 
 
 def _fault(name: str, value: np.ndarray | None, own: Any) -> str:
