@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, scaling
+from benchmarks.setting import CHANNELS, DIM, joint_config
 from benchmarks.sizes import RETRIEVER_TITLES, TITLES, Sizes
-from jras_jax import config as configs
-from jras_jax import joint, mesh, models
+from jras_jax import joint, kernels, mesh, models
 from jras_jax.data import NUM_CLASSES
 from jras_jax.data.grid import Grid
 from jras_jax.data.slice_table import SliceTable
@@ -32,8 +32,6 @@ from jras_jax.retrieval.retriever import Retriever
 from jras_jax.training import state, step
 
 Row = dict[str, Any]
-CHANNELS = 7  # query 3, guide image 3, guide mask 1, as in the reference
-DIM = 128
 
 
 def measured(
@@ -62,7 +60,7 @@ def measured(
     cost = {} if compiled is None else compiled.cost_analysis() or {}
     row["gbyte"] = cost["bytes accessed"] / 1e9 if "bytes accessed" in cost else None
     if lower is not None:
-        with scaling.as_on_an_accelerator():
+        with kernels.using("reference"):
             cost = lower().cost_analysis() or {}
     row["gflop"] = cost["flops"] / 1e9 if "flops" in cost else None
     return row | more
@@ -182,34 +180,6 @@ def guide(sizes: Sizes) -> Iterator[Row]:
     yield measured("search + guide forward", sizes, lambda: forward(e, gallery), forward)
     both = jax.jit(jax.value_and_grad(total)).lower(e, gallery).compile()
     yield measured("search + guide forward + backward", sizes, lambda: both(e, gallery), both)
-
-
-def joint_config(name: str, retriever_name: str, sizes: Sizes) -> configs.Config:
-    """The reference's setting: concatenation in its seven channels, Adam, batch 4; no augmentation and no further loss.
-
-    The small retriever trains whole; of ViT-B/14 the last block does, as in the authors' later scripts.
-    """
-    c = configs.defaults()
-    c.dataset.name = "phantom"
-    c.dataset.image_size = sizes.image
-    c.augment.enabled = False
-    c.backbone.name, _, c.backbone.variant = name.partition("-")
-    if name == "unet":
-        c.backbone.options.update(sizes.unet)
-    c.backbone.in_channels = 3
-    c.retriever.variant = retriever_name
-    c.retriever.image_size = sizes.retriever_images.get(retriever_name, 224)
-    c.retriever.trained_blocks = -1 if retriever_name == "tiny" else 1
-    c.retrieval.overlap_weight = 0.0
-    c.fusion.name = "concat"
-    c.fusion.options.mask = "index"
-    c.optim.name = "adam"
-    c.optim.lr_backbone = c.optim.lr_retriever = 1e-4
-    c.optim.weight_decay = c.optim.grad_clip = 0.0
-    c.optim.warmup_steps = 0
-    c.train.batch_size = sizes.batch
-    c.mesh.data = 1
-    return configs.parse(c)
 
 
 class JointStep:

@@ -6,11 +6,9 @@ device does. Slices and gallery rows a device stay the same, so flat figures are
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 from benchmarks.sizes import Sizes
 
@@ -42,27 +40,6 @@ def collective_bytes(hlo: str, devices: int) -> dict[str, int]:
     return total
 
 
-@contextlib.contextmanager
-def as_on_an_accelerator() -> Iterator[None]:
-    """Programs traced in here have what an accelerator would run in place of the forms for CPU."""
-    import jax
-
-    from jras_jax.models import convolution as c
-    from jras_jax.models import layers
-
-    plain = {
-        "_convolved_even": c._convolved,
-        "input_gradient_on_cpu": c.input_gradient,
-        "kernel_gradient_on_cpu": c.kernel_gradient,
-        "_depthwise_kernel_gradient_by_rows": c._depthwise_kernel_gradient,
-    }
-    with (
-        mock.patch.multiple(c, **plain),
-        mock.patch.object(layers, "attend_on_cpu", jax.nn.dot_product_attention),
-    ):
-        yield
-
-
 def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
     """Compiles the U-Net's joint step over so many devices and counts; nothing is run. Needs that many devices."""
     import dataclasses
@@ -70,14 +47,14 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks import ours
-    from jras_jax import mesh
+    from benchmarks import setting
+    from jras_jax import kernels, mesh
     from jras_jax.joint.build import build_model
     from jras_jax.retrieval.gallery import Gallery
     from jras_jax.training import state, step
 
     device_mesh = mesh.make_mesh(devices, 1)
-    config = ours.joint_config("unet", "tiny", dataclasses.replace(sizes, batch=sizes.batch * devices))
+    config = setting.joint_config("unet", "tiny", dataclasses.replace(sizes, batch=sizes.batch * devices))
     model = build_model(config)
     first, tx, shardings = state.create_state(model, config, device_mesh)
     rows = mesh.by_rows(device_mesh)
@@ -88,7 +65,7 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
     n, side, b = sizes.scaling_gallery * devices, sizes.image, sizes.batch * devices
     pixels = (side, side)
     gallery = Gallery(
-        embeddings=abstract(n, ours.DIM, dtype=jnp.float32),
+        embeddings=abstract(n, setting.DIM, dtype=jnp.float32),
         images=abstract(n, *pixels, dtype=jnp.uint8),
         masks=abstract(n, *pixels, dtype=jnp.uint8),
         patient=abstract(n),
@@ -97,7 +74,7 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
     batch = {name: abstract(b, *pixels, dtype=jnp.uint8) for name in ("image", "mask")}
     batch |= {name: abstract(b) for name in ("patient", "row")}
     jitted = step.compile_step(step.make_step(model, tx, config, device_mesh), shardings, device_mesh)
-    with as_on_an_accelerator():
+    with kernels.using("reference"):
         compiled = jitted.lower(first, batch, gallery, None, False).compile()
     cost = compiled.cost_analysis() or {}
     sent = collective_bytes(compiled.as_text(), devices)

@@ -10,6 +10,7 @@ import pytest
 from jras_jax import mesh
 from jras_jax.run_folder import checkpoints
 from jras_jax.run_folder.checkpoints import CheckpointError
+from jras_jax.run_folder.layout import RunFolder
 
 
 def arrays(devices=1, scale=1.0):
@@ -23,7 +24,7 @@ def arrays(devices=1, scale=1.0):
 
 @pytest.fixture
 def saved(tmp_path):
-    kept = checkpoints.Checkpoints(tmp_path)
+    kept = checkpoints.Checkpoints(RunFolder(tmp_path))
     for step, dice in ((1, 0.2), (2, 0.7), (3, 0.4)):
         kept.save(step, arrays(scale=step), {"dice": dice, "step": step}, dice)
     kept.close()
@@ -31,7 +32,7 @@ def saved(tmp_path):
 
 
 def opened(workdir, act):
-    kept = checkpoints.Checkpoints(workdir)
+    kept = checkpoints.Checkpoints(RunFolder(workdir))
     try:
         return act(kept)
     finally:

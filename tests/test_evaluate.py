@@ -14,12 +14,15 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from jras_jax import report
-from jras_jax.commands import train as train_command
+from jras_jax.commands import evaluate as evaluate_command
 from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.errors import UserError
-from jras_jax.evaluation import choose, evaluate, evaluator
-from jras_jax.inference import trained_run
+from jras_jax.evaluation import evaluate as evaluation
+from jras_jax.evaluation import evaluator
+from jras_jax.inference.trained_run import open_run
 from jras_jax.retrieval import gallery_files
+from jras_jax.run_folder.layout import RunFolder
+from tests.commands import call, evaluate, predict
 
 MEASURES = ("dice", "hd", "hd95", "assd")
 
@@ -29,7 +32,7 @@ def evaluated(trained_run, tiny, tmp_path_factory):
     """A copy of the tiny run, scored on its three test patients."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(trained_run, folder)
-    evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test", "--config.eval.evidence_cases=3"), quiet=True)
+    evaluate(folder, "--config.eval.split=test", "--config.eval.evidence_cases=3")
     return folder
 
 
@@ -84,7 +87,7 @@ def surface_points(mask, zooms):
 def test_scores_are_those_of_the_masks_that_predict_writes(evaluated, tiny, tmp_path):
     """Recomputed with nothing of the project but its masks: overlap by counting, distances by a search tree."""
     scans = scans_of(tiny, "testing")
-    scans.predict(evaluated, scans, tmp_path)
+    predict(evaluated, scans, tmp_path)
     rows = {(r["patient"], r["phase"], r["structure"]): r for r in cases_of(evaluated)}
     compared = 0
     for info in sorted(scans.rglob("Info.cfg")):
@@ -112,29 +115,29 @@ def test_scores_are_those_of_the_masks_that_predict_writes(evaluated, tiny, tmp_
     assert len(rows) == 18 and compared >= 6
 
 
-def test_the_split_decides_who_is_scored(evaluated, tiny, tmp_path):
+def test_the_split_decides_who_is_scored(evaluated, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
-    summary = evaluate.evaluate(folder, tiny.build, ("--config.eval.split=validation",), quiet=True)
+    summary = evaluate(folder, "--config.eval.split=validation")
     splits = json.loads((folder / "splits.json").read_text())
     assert summary["split"] == "validation"
     assert {r["patient"] for r in cases_of(folder)} == set(splits["validation"])
 
 
-def test_a_split_that_does_not_exist_names_those_that_do(evaluated, tiny):
+def test_a_split_that_does_not_exist_names_those_that_do(evaluated):
     with pytest.raises(UserError, match=r"eval\.split='tset'.*'validation', 'test', 'train'"):
-        evaluate.evaluate(evaluated, tiny.build, ("--config.eval.split=tset",), quiet=True)
+        evaluate(evaluated, "--config.eval.split=tset")
 
 
-def test_what_belongs_to_training_cannot_be_overridden(evaluated, tiny):
+def test_what_belongs_to_training_cannot_be_overridden(evaluated):
     for key in ("retrieval.top_k", "fusion.options.sharpness", "backbone.options.levels"):
         with pytest.raises(UserError, match=rf"config\.{key} cannot be changed after training; you can change: .*eval"):
-            evaluate.evaluate(evaluated, tiny.build, (f"--config.{key}=5",), quiet=True)
+            evaluate(evaluated, f"--config.{key}=5")
 
 
-def test_a_folder_without_a_run_says_how_to_train_one(tiny, tmp_path):
+def test_a_folder_without_a_run_says_how_to_train_one(tmp_path):
     with pytest.raises(UserError, match="train first"):
-        evaluate.evaluate(tmp_path / "nothing", tiny.build, quiet=True)
+        evaluate(tmp_path / "nothing")
 
 
 @pytest.mark.slow
@@ -143,16 +146,16 @@ def test_the_best_checkpoint_is_scored_not_the_latest(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(evaluator, "validate", lambda *a, **k: {"val/dice": next(given)})
     folder = tiny.train(tmp_path / "run", retrieval__enabled=False)
     assert {p.name for p in (folder / "checkpoints").iterdir() if p.name.isdigit()} == {"2", "4"}
-    summary = evaluate.evaluate(folder, tiny.build, quiet=True)
+    summary = evaluate(folder)
     assert summary["checkpoint_step"] == 2
 
 
 @pytest.mark.slow
-def test_the_baseline_inside_a_run_is_scored_with_it_and_stands_in_the_report(evaluated, tiny, tmp_path, capsys):
+def test_the_baseline_inside_a_run_is_scored_with_it_and_shown_in_the_report(evaluated, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
     tiny.train(folder / "baseline", retrieval__enabled=False)
-    train_command.evaluate_mode(str(folder), ("--config.eval.split=test",), tiny.build)
+    evaluate_command.evaluate_and_report(RunFolder(folder), ("--config.eval.split=test",))
     own, baseline = summary_of(folder), summary_of(folder / "baseline")
     assert own["gallery"]["enabled"] and baseline["gallery"] == {"enabled": False}
     assert baseline["retrieval"] == {} and "guides" not in baseline["protocol"]
@@ -166,13 +169,13 @@ def test_the_baseline_inside_a_run_is_scored_with_it_and_stands_in_the_report(ev
 
 
 @pytest.mark.slow
-def test_paper_protocol_is_warned_about_in_log_summary_and_report(evaluated, tiny, tmp_path, caplog):
+def test_paper_protocol_is_warned_about_in_log_summary_and_report(evaluated, tmp_path, caplog):
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
     absl_logger = logging.getLogger("absl")
     absl_logger.addHandler(caplog.handler)
     try:
-        summary = evaluate.evaluate(folder, tiny.build, ("--config.retrieval.exclude=none",), quiet=True)
+        summary = evaluate(folder, "--config.retrieval.exclude=none")
     finally:
         absl_logger.removeHandler(caplog.handler)
     warned = "not comparable with honest ones"
@@ -193,19 +196,15 @@ def test_every_section_of_a_real_runs_report_has_its_content(evaluated):
         assert missing not in page
 
 
-def test_scans_without_spacing_are_scored_in_voxels_and_that_is_said(evaluated, tiny, tmp_path, monkeypatch):
+def test_scans_without_spacing_are_scored_in_voxels_and_that_is_said(evaluated, tiny, tmp_path):
     """ACDC as some repackings have it: no unit, zooms of 1."""
-    prepare = evaluate.dataset.prepare
-
-    def unknown(*args):
-        data = prepare(*args)
-        strip = lambda v: dataclasses.replace(v, spacing=np.ones(3, np.float32), spacing_known=False)  # noqa: E731
-        return dataclasses.replace(data, volumes={k: [strip(v) for v in vs] for k, vs in data.volumes.items()})
-
-    monkeypatch.setattr(evaluate.dataset, "prepare", unknown)
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
-    summary = evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test",), quiet=True)
+    run = open_run(folder, ("--config.eval.split=test",))
+    data = tiny.data(run)
+    strip = lambda v: dataclasses.replace(v, spacing=np.ones(3, np.float32), spacing_known=False)  # noqa: E731
+    data = dataclasses.replace(data, volumes={k: [strip(v) for v in vs] for k, vs in data.volumes.items()})
+    summary = evaluation.evaluate(run, data)
     assert summary["unit"] == "voxel" and any("distances are in voxels" in w for w in summary["warnings"])
     assert {r["unit"] for r in cases_of(folder)} == {"voxel"}
     assert all(r["volume_ml"] == "nan" and int(r["reference_voxels"]) > 0 for r in cases_of(folder))
@@ -213,74 +212,13 @@ def test_scans_without_spacing_are_scored_in_voxels_and_that_is_said(evaluated, 
     assert "give no voxel spacing" in report.write_report(folder).read_text()
 
 
-@pytest.fixture(scope="module")
-def chosen(evaluated, tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chosen") / "run"
-    shutil.copytree(evaluated, folder)
-    before = (folder / "evaluation" / "summary.json").read_bytes()
-    found = choose.choose(folder, tiny.build)
-    assert (folder / "evaluation" / "summary.json").read_bytes() == before
-    return folder, found
-
-
-def test_options_are_measured_on_validation_patients_alone(chosen, tiny):
-    folder, found = chosen
-    assert found["split"] == "validation" and found["patients"] == 2
-    assert found == json.loads((folder / "evaluation" / "choices.json").read_text())
-    plain, _, augmented, both = found["options"]
-    for option, figures in (("none", plain), ("largest_component", both)):
-        flags = ("--config.eval.split=validation", f"--config.eval.postprocess={option}")
-        scored = evaluate.evaluate(folder, tiny.build, (*flags, f"--config.eval.tta={figures['tta']}"), quiet=True)
-        assert figures["dice"] == pytest.approx(scored["mean"]["dice"], abs=1e-12)
-    gain = augmented["dice"] - plain["dice"]
-    assert augmented["dice_gain"] == pytest.approx(gain, abs=1e-9)
-
-
-def test_an_option_is_chosen_only_where_its_interval_excludes_no_gain():
-    def option(postprocess, tta, dice, low):
-        return {"postprocess": postprocess, "tta": tta, "dice": dice, "dice_gain_low": low}
-
-    plain = option("none", False, 0.80, 0.0)
-    unsure, sure = option("largest_component", True, 0.85, -0.01), option("none", True, 0.82, 0.01)
-    assert choose.best([plain, unsure]) == {"postprocess": "none", "tta": False}
-    assert choose.best([plain, unsure, sure]) == {"postprocess": "none", "tta": True}
-    assert choose.best([plain, option("largest_component", False, 0.83, 0.001), sure])["tta"] is False
-    assert choose.best([plain, option("none", True, 0.9, None)]) == {"postprocess": "none", "tta": False}
-
-
-def test_an_option_counts_as_measured_where_validation_chose_it_for_this_checkpoint(chosen, tmp_path):
-    source, found = chosen
-    folder = tmp_path / "run"
-    shutil.copytree(source, folder)
-    path = folder / "evaluation" / "choices.json"
-    components = {"postprocess": "largest_component", "tta": False}
-    plain = trained_run.open_run(folder)
-    used = trained_run.open_run(folder, ("--config.eval.postprocess=largest_component",))
-    cases = ({"chosen": components}, False), ({"chosen": choose.PLAIN}, True)
-    for change, unmeasured in (*cases, ({"chosen": components, "checkpoint_step": 99}, True)):
-        path.write_text(json.dumps(found | change))
-        assert choose.unmeasured(used) is unmeasured
-        assert not choose.unmeasured(plain)
-    path.unlink()
-    assert choose.unmeasured(used) and not choose.unmeasured(plain)
-
-
-def test_scores_with_an_unmeasured_option_are_warned_about_on_test_and_named_in_the_report(chosen, tiny, tmp_path):
-    source, found = chosen
-    folder = tmp_path / "run"
-    shutil.copytree(source, folder)
-    (folder / "evaluation" / "choices.json").write_text(json.dumps(found | {"chosen": choose.PLAIN}))
-    flags = ("--config.eval.split=test", "--config.eval.postprocess=largest_component")
-    assert choose.UNMEASURED in evaluate.evaluate(folder, tiny.build, flags, quiet=True)["warnings"]
-    page = report.write_report(folder).read_text()
-    assert choose.UNMEASURED in page
-    assert "Chosen on the validation fold: neither. The scores of this page were made with: largest component" in page
-
-
-def test_the_masks_to_submit_are_those_that_were_scored(trained_run, tiny, tmp_path):
+def test_the_command_writes_the_masks_that_it_scored_as_a_submission(trained_run, tmp_path, capsys):
     folder, out = tmp_path / "run", tmp_path / "submission"
     shutil.copytree(trained_run, folder)
-    evaluate.evaluate(folder, tiny.build, ("--config.eval.split=test",), quiet=True, submission=out)
+    assert call("evaluate", f"--workdir={folder}", "--config.eval.split=test", f"--output={out}") == 0
+    said = capsys.readouterr().out
+    assert f"masks in the challenge's layout: {out}" in said and f"report: {folder / 'report.html'}" in said
+    assert f"{summary_of(folder)['mean']['dice']:.4f}" in said and (folder / "report.html").is_file()
     assert len(list(out.glob("patient*_E[DS].nii.gz"))) == 6
     for case in cases_of(folder):
         mask = np.asarray(nib.load(out / f"{case['patient']}_{case['phase']}.nii.gz").dataobj)

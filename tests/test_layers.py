@@ -1,15 +1,11 @@
 """Shared layers: interpolation, upsampling and attention equal to torch's; LoRA, stochastic depth, norms."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from jras_jax import mesh
+from jras_jax.kernels import resampling
 from jras_jax.models import layers
 from tests import reference_parity as parity
 
@@ -39,7 +35,7 @@ SIZES = [((5, 7), (5, 7)), ((5, 7), (10, 14)), ((5, 7), (3, 4)), ((4, 9), (9, 4)
 @pytest.mark.parametrize(("old", "new"), SIZES)
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("channels", [3, layers.WIDE])  # the two ways to multiply
+@pytest.mark.parametrize("channels", [3, resampling.WIDE])  # the two ways to multiply
 def test_resize_equals_torch(old, new, method, align_corners, channels):
     torch = torch_module()
     x = images(2, *old, channels)
@@ -116,19 +112,6 @@ def test_patch_embedding_is_a_strided_convolution_and_cuts_the_remainder(size):
 # Activations and tokens.
 
 
-def test_gelu_and_its_gradient_equal_torch():
-    torch = torch_module()
-    x = np.concatenate([np.linspace(-12.0, 12.0, 2001), [-40.0, 0.0, 40.0]]).astype(np.float32)
-    reference = torch.from_numpy(x).requires_grad_()
-    y = torch.nn.functional.gelu(reference)
-    y.sum().backward()
-    parity.assert_close(layers.gelu(jnp.asarray(x)), y.detach(), 2e-6)
-    gradient = jax.jit(jax.grad(lambda x: layers.gelu(x).sum()))
-    parity.assert_close(gradient(x), reference.grad, 2e-6)
-    half = jnp.asarray(x, jnp.bfloat16)
-    assert layers.gelu(half).dtype == gradient(half).dtype == jnp.bfloat16
-
-
 def test_linear_lora_starts_as_the_identity_and_its_gradient_does_not_vanish():
     x = images(3, 6)
     adapted, plain = layers.Linear(4, lora_rank=2), layers.Linear(4)
@@ -181,46 +164,6 @@ def test_attention_equals_torch(inner):
     projected = [heads(linear(name, torch.from_numpy(tensor))) for name, tensor in given]
     attended = torch.nn.functional.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(2)
     parity.assert_close(module.apply(variables, x, context, False, values), linear("output", attended))
-
-
-@pytest.mark.parametrize("together", [1, 2, 6])  # heads at a time
-@pytest.mark.parametrize("biased", [False, True])
-def test_attention_on_cpu_is_jaxs(together, biased, monkeypatch):
-    query, key, value = images(2, 5, 6, 4), images(2, 3, 6, 4, seed=1), images(2, 3, 6, 4, seed=2)
-    given = (query, key, value, *([images(2, 6, 5, 3, seed=3)] if biased else []))
-    monkeypatch.setattr(layers, "SCORES", together * 2 * 5 * 3)
-    expected, expected_backward = jax.vjp(jax.nn.dot_product_attention, *given)
-    found, backward = jax.vjp(layers.attend_on_cpu, *given)
-    text = jax.jit(lambda *given: layers.attend_on_cpu(*given)).lower(*given).as_text()
-    assert text.count("stablehlo.exponential") == 6 // together
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    for ours, jaxs in zip(backward(query), expected_backward(query), strict=True):
-        np.testing.assert_allclose(ours, jaxs, atol=1e-5)
-
-
-def test_attention_on_cpu_lets_batch_and_heads_be_split(monkeypatch):
-    devices = mesh.make_mesh(2, 2, jax.devices()[:4])
-    split = NamedSharding(devices, P("data", None, "model", None))
-    given = [jax.device_put(images(2, 16, 8, 4, seed=i), split) for i in range(4)]
-    monkeypatch.setattr(layers, "SCORES", 2 * 2 * 16 * 16)  # two of the eight heads at a time
-
-    def both(attend, *given):
-        y, backward = jax.vjp(attend, *given[:3])
-        return y, *backward(given[3])
-
-    compiled = jax.jit(lambda *given: both(layers.attend_on_cpu, *given)).lower(*given).compile()
-    assert not re.search("all-to-all|collective-permute|all-gather|all-reduce", compiled.as_text())
-    for ours, jaxs in zip(compiled(*given), both(jax.nn.dot_product_attention, *given), strict=True):
-        np.testing.assert_allclose(ours, jaxs, atol=1e-5)
-
-
-def test_attention_survives_large_scores_and_keeps_half_precision():
-    query = 100.0 * images(1, 4, 2, 8)
-    value = jnp.asarray(images(1, 4, 2, 8, seed=1), jnp.bfloat16)
-    found = layers.attend(jnp.asarray(query, jnp.bfloat16), jnp.asarray(query, jnp.bfloat16), value)
-    assert found.dtype == jnp.bfloat16
-    # A token's own score is by far the largest: its own value comes back.
-    np.testing.assert_allclose(found.astype(np.float32), value.astype(np.float32), atol=0.02)
 
 
 def test_attention_defaults():

@@ -11,13 +11,14 @@ import pytest
 
 from jras_jax.data.batches import Batches
 from jras_jax.errors import UserError
-from jras_jax.run_folder import checkpoints
-from jras_jax.training import loop, step
+from jras_jax.run_folder.checkpoints import Checkpoints
+from jras_jax.run_folder.layout import RunFolder
+from jras_jax.training import loop
 
 
 def arrays_of(workdir, at):
     """All arrays of a checkpoint (state and gallery embeddings) by name, without a model: as they were saved."""
-    kept = checkpoints.Checkpoints(workdir)
+    kept = Checkpoints(RunFolder(workdir))
     try:
         meta = kept.meta(at)
         shapes = kept._manager.item_metadata(at)["state"]
@@ -84,7 +85,7 @@ def test_a_run_leaves_what_the_architecture_promises(trained_run):
 
 
 def test_best_and_latest_are_kept(trained_run):
-    kept = checkpoints.Checkpoints(trained_run)
+    kept = Checkpoints(RunFolder(trained_run))
     best, latest = kept.best(), kept.latest()
     kept.close()
     assert latest == 4
@@ -100,9 +101,9 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, mo
     changes = {"train__num_steps": 6, "train__checkpoint_every": 6, "train__eval_every": 6}
     if refresh != "epochs":
         changes |= {"retrieval__refresh": refresh, "retrieval__refresh_every": 2}
-    steps, plain = [], step.compile_step
+    steps, plain = [], loop.compile_step
     with monkeypatch.context() as patch:
-        patch.setattr(step, "compile_step", lambda *a: steps.append(plain(*a)) or steps[-1])
+        patch.setattr(loop, "compile_step", lambda *a: steps.append(plain(*a)) or steps[-1])
         whole = tiny.train(tmp_path / "whole", **changes)
     assert [s._cache_size() for s in steps] == [1]  # neither a refresh nor a validation makes it compile anew
     parts = tmp_path / "parts"
@@ -152,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused(tiny, trained_run, tmp_path):
     content[len(content) // 2] ^= 4
     victim.write_bytes(content)
     with pytest.raises(UserError, match=r"does not match its checksum.*remove .*4"):
-        loop.start(tiny.config(train__num_steps=4), workdir, tiny.build)
+        loop.start(tiny.config(train__num_steps=4), RunFolder(workdir), tiny.data())
 
 
 def test_too_few_candidates_end_the_run_before_its_first_step(tiny, tmp_path):

@@ -60,7 +60,7 @@ def test_summary_of_perfect_guides():
     assert found["weight_entropy"] == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)))
 
 
-def test_the_heaviest_guide_counts_wherever_it_stands():
+def test_the_heaviest_guide_counts_at_any_place():
     gallery = masks(3, seed=4)
     found = measures.summary(gallery[[1]], np.array([[2, 1]]), np.array([[0.2, 0.8]]), gallery)
     assert found["retrieval_dice_1"] == 1.0
@@ -99,7 +99,7 @@ def test_controls_never_use_a_forbidden_row():
     truth = masks(4, 3)
     images = np.random.default_rng(1).integers(0, 256, truth.shape, np.uint8)
     allowed = ~np.eye(4, dtype=bool)
-    found = measures.controls(truth, images, allowed, truth, images)  # each query's copy stands in the gallery
+    found = measures.controls(truth, images, allowed, truth, images)  # each query's copy is in the gallery
     dice = np.array([[dice_by_definition(x, y) for y in truth] for x in truth])
     assert found["retrieval_oracle"] == pytest.approx(np.where(allowed, dice, -1).max(1).mean(), abs=1e-5)
     assert found["retrieval_pixel"] < 1

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-import run
+import jras_jax
+from jras_jax.commands import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEMO = str(ROOT / "configs" / "demo.py")
@@ -14,19 +15,53 @@ DEMO = str(ROOT / "configs" / "demo.py")
 
 def said(capsys, *argv):
     """The exit status and the one line of the error."""
-    status = run.main([str(a) for a in argv])
+    status = cli.main([str(a) for a in argv])
     lines = capsys.readouterr().err.strip().splitlines()
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 
-def test_help_names_modes_and_flags(capsys):
+def shown(capsys, *argv):
+    """What a call that ends in argparse prints."""
     with pytest.raises(SystemExit) as end:
-        run.main(["--help"])
+        cli.main(list(argv))
     assert end.value.code == 0
-    text = capsys.readouterr().out
-    for word in (*run.MODES, "--config", "--workdir", "--input", "--output", "--gallery", "--coordinator"):
-        assert word in text
+    return capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys):
+    text = shown(capsys, "--help")
+    assert all(f"  {name} " in text for name in cli.COMMANDS)
+
+
+FLAGS = {
+    "train": ("--config", "--workdir", "--no_report", "--coordinator"),
+    "predict": ("--workdir", "--input", "--output", "--gallery", "--labels"),
+    "gallery": ("--input", "--split", "--add", "--remove", "--output"),
+    "evaluate": ("--workdir", "--output"),
+    "score": ("reference_dir", "--labels"),
+}
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help_with_its_flags_and_an_example(capsys, command):
+    text = shown(capsys, command, "--help")
+    assert f"jras {command} " in text.replace("usage: ", "", 1).split("\n", 1)[1]
+    for flag in FLAGS.get(command, ()):
+        assert flag in text
+
+
+def test_the_version_is_the_packages(capsys):
+    assert shown(capsys, "--version") == f"jras_jax {jras_jax.__version__}\n"
+
+
+def test_unknown_commands_and_modes_are_named(capsys):
+    assert said(capsys, "trian") == "error: 'trian' is no command; did you mean train?"
+    assert said(capsys, "--mode=x") == "error: 'x' is no command; jras --help lists them"
+
+
+def test_no_arguments_at_all_show_the_overview(capsys):
+    assert "commands:" in shown(capsys)
 
 
 def test_a_process_ends_with_status_2_and_no_traceback():
@@ -54,7 +89,7 @@ def test_a_wrong_setting_is_named(capsys, tmp_path, argument, words):
 
 
 def test_a_missing_or_broken_config_is_named(capsys, tmp_path):
-    assert "needs --config=FILE" in said(capsys)
+    assert "needs --config=FILE" in said(capsys, "train")
     assert "did you mean" in said(capsys, f"--config={ROOT / 'configs' / 'dem.py'}")
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n    return 1 / 0\n")

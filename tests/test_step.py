@@ -59,8 +59,8 @@ class Ready:
         start = self.refresher.embeddings(self.state.variables)
         self.gallery = with_embeddings(empty, start, self.mesh)
         self.cache = self.refresher.states(self.state.variables) if cached else None
-        self.setup = step.Step(built, tx, config, self.mesh)
-        jitted = step.compile_step(self.setup, shardings, self.mesh)
+        self.model = built
+        jitted = step.compile_step(step.make_step(built, tx, config, self.mesh), shardings, self.mesh)
         arguments = (self.state, self.batch(0), self.gallery, self.cache)
         self.compiled = jitted.lower(*arguments, contrast).compile(QUICK)
 
@@ -145,7 +145,7 @@ def test_without_retrieval_the_step_has_neither_retriever_nor_its_metrics(small)
     device_mesh = mesh.make_mesh(1, 1, jax.devices()[:1])
     fresh, tx, shardings = state.create_state(built, config, device_mesh)
     assert set(fresh.params) == {"backbone"}
-    jitted = step.compile_step(step.Step(built, tx, config, device_mesh), shardings, device_mesh)
+    jitted = step.compile_step(step.make_step(built, tx, config, device_mesh), shardings, device_mesh)
     batch = {"image": table().images[:BATCH], "mask": table().masks[:BATCH], "patient": table().patient[:BATCH]}
     batch = mesh.put_rows(device_mesh, batch | {"row": np.arange(BATCH, dtype=np.int32)})
     _, metrics = jitted.lower(fresh, batch, None, None, False).compile(QUICK)(fresh, batch, None, None)
@@ -201,7 +201,7 @@ def test_oracle_guides_overlap_more_and_frozen_parameters_do_not_move(small):
     ready = Ready(config)
     metrics = ready.steps(2)
     assert all(np.isfinite(v) for m in metrics for v in m.values())
-    groups = state.parameter_groups(ready.before, config)
+    groups = state.parameter_groups(ready.before, config.backbone.frozen, config.retriever)
     groups = {mesh.path_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(groups)}
     assert {"frozen", "backbone", "retriever"} == set(groups.values())
     assert any(name.startswith("retriever/encoder/block_0") for name, g in groups.items() if g == "frozen")
@@ -232,7 +232,7 @@ def test_kept_states_give_what_a_full_pass_gives(small):
 
 def test_parts_of_a_refresh_are_the_whole(single, small):
     ready = single[2]
-    refresher = Embedder(ready.setup.model, ready.mesh, 3, table().images)
+    refresher = Embedder(ready.model, ready.mesh, 3, table().images)
     assert refresher.chunks == 6
     variables = ready.state.variables
     whole = refresher.embeddings(variables)
@@ -240,5 +240,5 @@ def test_parts_of_a_refresh_are_the_whole(single, small):
     rows, last = refresher.part(variables, 5)
     assert rows.tolist() == [15, 16, 17]
     np.testing.assert_array_equal(np.asarray(last)[:1], whole[15:])
-    big = Embedder(ready.setup.model, ready.mesh, ROWS, table().images).embeddings(variables)
+    big = Embedder(ready.model, ready.mesh, ROWS, table().images).embeddings(variables)
     np.testing.assert_allclose(whole, big, atol=1e-5)

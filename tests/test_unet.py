@@ -3,7 +3,6 @@
 import itertools
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,34 +106,6 @@ def test_an_image_may_be_of_any_size_without_changing_what_is_inside():
     padded = np.pad(x, ((0, 0), (0, 5), (0, 2), (0, 0)))
     apply = jax.jit(lambda x: model.apply(variables, x))
     np.testing.assert_allclose(apply(x), apply(padded)[:, :27, :30], atol=1e-5)
-
-
-@pytest.mark.parametrize("offset", [0.0, 3.0])
-def test_norm_and_activation_are_flaxs_and_keep_one_map(offset):
-    x, gradient = images(2, 6, 5, 3) + np.float32(offset), images(2, 6, 5, 3, seed=1)
-    scale, bias = 1.0 + images(3, seed=2), images(3, seed=3)
-
-    def plain(x, scale, bias):
-        norm = nn.InstanceNorm(epsilon=unet.EPSILON)
-        return nn.leaky_relu(norm.apply({"params": {"scale": scale, "bias": bias}}, x), 0.01)
-
-    expected, expected_backward = jax.vjp(plain, x, scale, bias)
-    found, backward = jax.vjp(unet.norm_and_activation, x, scale, bias)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    for ours, flaxs in zip(backward(gradient), expected_backward(gradient), strict=True):
-        np.testing.assert_allclose(ours, flaxs, rtol=1e-4, atol=1e-4)
-    assert x.size <= sum(leaf.size for leaf in jax.tree.leaves(backward)) < 1.5 * x.size
-
-
-def test_norm_and_activation_compute_in_float32():
-    x = images(1, 8, 8, 2) + 30.0  # squares of which bfloat16 keeps two digits
-    exact = unet.norm_and_activation(x, jnp.ones(2), jnp.zeros(2))
-    rounded = jnp.asarray(x, jnp.bfloat16)
-    found, backward = jax.vjp(unet.norm_and_activation, rounded, jnp.ones(2), jnp.zeros(2))
-    assert found.dtype == backward(found)[0].dtype == jnp.bfloat16
-    again = unet.norm_and_activation(rounded.astype(jnp.float32), jnp.ones(2), jnp.zeros(2))
-    np.testing.assert_allclose(found.astype(np.float32), again, atol=0.02)
-    np.testing.assert_allclose(again.mean(), exact.mean(), atol=0.02)
 
 
 # Parity with torch.

@@ -7,6 +7,7 @@ the module of the command that is called is imported, so that mistakes in the co
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -59,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 success; 1 some of the inputs could not be processed; 2 a mistake of the user, printed in one line without a
       traceback.
     """
-    command, rest = _command(list(sys.argv[1:] if argv is None else argv))
     try:
+        command, rest = _command(list(sys.argv[1:] if argv is None else argv))
         if command is None:
             overview().parse_args(rest or ["--help"])
-            raise UserError(f"{rest[0]!r} is no command; jras --help lists them")
+            return 0
         return _run(command, rest)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -81,24 +82,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The command and its arguments: `COMMAND ...`, or `--mode=COMMAND ...`, or (with a --config) train."""
+    """The command and its arguments: `COMMAND ...`, or `--mode=COMMAND ...`, or (with options alone) train.
+
+    None is the overview: nothing at all, --help or --version.
+    """
     for i, argument in enumerate(argv):
         if argument.startswith("--mode="):
             return _known(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
         if argument == "--mode" and i + 1 < len(argv):
             return _known(argv[i + 1]), argv[:i] + argv[i + 2 :]
-    if argv and argv[0] in COMMANDS:
-        return argv[0], argv[1:]
-    if argv and argv[0].startswith("-") and argv[0] not in ("--help", "-h", "--version"):
+    if not argv or argv[0] in ("--help", "-h", "--version"):
+        return None, argv
+    if argv[0].startswith("-"):
         return "train", argv
-    return None, argv
+    return _known(argv[0]), argv[1:]
 
 
-def _known(mode: str) -> str:
-    name = OLD_NAMES.get(mode, mode)
+def _known(name: str) -> str:
+    name = OLD_NAMES.get(name, name)
     if name not in COMMANDS:
-        print(f"error: --mode={mode}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
-        raise SystemExit(2)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "jras --help lists them"
+        raise UserError(f"{name!r} is no command; {hint}")
     return name
 
 

@@ -113,17 +113,13 @@ def init_from(
         if _matches(key, heads) or (value is None and (key.startswith(absent or ("\0",)) or _matches(name, free))):
             kept.append(name)
             continue
-        if value is None:
-            faults.append(f"missing: {name} {own.shape}: not in the file")
-            continue
-        if key == f"params/{facts.get('stem')}" and value.shape != own.shape:
-            value = (
-                _widen(value, own.shape, query_channels, new_channels, seed) if _same_but_inputs(value, own) else value
-            )
-        if value.shape != own.shape:
-            faults.append(f"wrong shape: {name}: the file has {value.shape}, the model {own.shape}")
-            continue
-        result[name] = value.astype(own.dtype)
+        if value is not None and key == f"params/{facts.get('stem')}" and _same_but_inputs(value, own):
+            value = _widen(value, own.shape, query_channels, new_channels, seed)
+        fault = _fault(name, value, own)
+        if fault or value is None:
+            faults.append(fault)
+        else:
+            result[name] = value.astype(own.dtype)
     given = {name.partition("/")[0] for name in flat}
     for name in sorted(arrays):
         if name.partition("/")[0] in given and not _matches(name, heads):
@@ -133,6 +129,15 @@ def init_from(
     logging.info("%s: %d arrays taken, %d kept new: %s", path, len(flat) - len(kept), len(kept), ", ".join(kept))
     tree = flax.traverse_util.unflatten_dict(result, sep="/")
     return tree if _has_collections(params) else tree["params"]
+
+
+def _fault(name: str, value: np.ndarray | None, own: Any) -> str:
+    """Why the file's array cannot be the model's parameter; '' if it can."""
+    if value is None:
+        return f"missing: {name} {own.shape}: not in the file"
+    if value.shape != own.shape:
+        return f"wrong shape: {name}: the file has {value.shape}, the model {own.shape}"
+    return ""
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
@@ -171,7 +176,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _same_but_inputs(value: np.ndarray, own: Any) -> bool:
-    """Whether two kernels (h, w, in, out) differ in nothing but their inputs."""
+    """Whether two kernels (h, w, in, out) differ in their inputs and in nothing else."""
+    if value.shape == own.shape:
+        return False
     return value.ndim == 4 == len(own.shape) and (*value.shape[:2], value.shape[3]) == (*own.shape[:2], own.shape[3])
 
 

@@ -21,7 +21,7 @@ def dice(common: Any, total: Any, *, empty: float = 1.0) -> Any:
     `empty` is the value if both masks are empty. Soft sizes (sums of shares) work too.
     """
     xp = jnp if isinstance(total, jax.Array) else np
-    return xp.where(total > 0, 2.0 * common / xp.maximum(total, 1), empty)
+    return xp.where(total > 0, 2.0 * common / xp.where(total > 0, total, 1), empty)
 
 
 class Counts(NamedTuple):

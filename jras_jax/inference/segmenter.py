@@ -80,6 +80,9 @@ class Segmenter:
       device_mesh: where it runs.
       tta: average over small rotations.
       seed: for strategies that draw.
+
+    Attributes:
+      program: the jitted forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
     """
 
     ROTATIONS = (-10.0, 10.0)  # degrees, beside the slice as it is
@@ -106,7 +109,7 @@ class Segmenter:
         self._oracle = selection is not None and selection.strategy == "oracle"
         angles = self.ROTATIONS if tta else ()
         forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
-        self._forward = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
+        self.program = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
         """This segmenter with variables (on the mesh) and a gallery embedded by them; None for the baseline."""
@@ -144,7 +147,7 @@ class Segmenter:
             key = jax.random.fold_in(self._key, start) if self._draws else None
             true = put(_filled(truth[at], size)) if self._oracle and truth is not None else None
             chunk, own = put(_filled(images[at], size)), put(_filled(rows[at], size, -1))
-            out = self._forward(self.variables, self.gallery, chunk, whose, own, key, true)
+            out = self.program(self.variables, self.gallery, chunk, whose, own, key, true)
             parts.append([np.asarray(x)[: n - start] for x in out])
         return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 

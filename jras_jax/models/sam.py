@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jras_jax import kernels
 from jras_jax.models.layers import (
     TRUNCATED,
     Attention,
@@ -32,8 +33,6 @@ from jras_jax.models.layers import (
     Linear,
     PatchEmbedding,
     Upsample2x,
-    attend,
-    gelu,
     pad_to_multiple,
     resize,
     resize_matrix,
@@ -96,7 +95,7 @@ class RelativeAttention(nn.Module):
         bias = bias_rows[..., :, None] + bias_columns[..., None, :]
         tokens = height * width
         query, key, value = (y.reshape(batch, tokens, *split[3:]) for y in (query, key, value))
-        y = attend(query, key, value, bias.reshape(batch, self.heads, tokens, tokens))
+        y = kernels.attend(query, key, value, bias.reshape(batch, self.heads, tokens, tokens))
         return Linear(channels, dtype=self.dtype, name="output")(y.reshape(batch, height, width, channels))
 
     def _table(self, name: str, size: int, channels: int) -> jax.Array:
@@ -242,12 +241,12 @@ class Decoder(nn.Module):
         tokens = tokens + last(tokens + start, image + positions, False, image)
         tokens = LayerNorm(1e-5, self.dtype, name="norm")(tokens)
         x = Upsample2x(channels // 4, dtype=self.dtype, name="up1")(image.reshape(batch, height, width, channels))
-        x = gelu(LayerNorm(dtype=self.dtype, name="up_norm")(x))
-        x = gelu(Upsample2x(channels // 8, dtype=self.dtype, name="up2")(x))
-        kernels = [
+        x = kernels.gelu(LayerNorm(dtype=self.dtype, name="up_norm")(x))
+        x = kernels.gelu(Upsample2x(channels // 8, dtype=self.dtype, name="up2")(x))
+        per_class = [
             Hypernetwork(channels, channels // 8, name=f"hyper_{i}")(tokens[:, 1 + i]) for i in range(self.num_classes)
         ]
-        return jnp.einsum("bhwc,bkc->bhwk", x.astype(jnp.float32), jnp.stack(kernels, 1))
+        return jnp.einsum("bhwc,bkc->bhwk", x.astype(jnp.float32), jnp.stack(per_class, 1))
 
     def _positions(self, height: int, width: int, channels: int) -> jax.Array:
         """(H, W, D) float32: random Fourier features (arXiv 2006.10739) of the pixels' centres (x, y) in [-1, 1]."""

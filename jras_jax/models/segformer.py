@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jras_jax import kernels
 from jras_jax.errors import UserError
 from jras_jax.models.convolution import DepthwiseConv3x3
 from jras_jax.models.layers import (
@@ -23,8 +24,6 @@ from jras_jax.models.layers import (
     LayerNorm,
     Linear,
     PatchEmbedding,
-    gelu,
-    matmul,
     resize,
 )
 
@@ -52,7 +51,7 @@ class MixMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = Linear(self.hidden, dtype=self.dtype, name="fc1")(x)
-        y = gelu(DepthwiseConv3x3(self.dtype, name="depthwise")(y))
+        y = kernels.gelu(DepthwiseConv3x3(self.dtype, name="depthwise")(y))
         return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
@@ -147,7 +146,7 @@ class Decoder(nn.Module):
             kernel, bias = _Map(self.width, name=f"linear_{index}")(x.shape[-1])
             precise = jax.lax.Precision.HIGHEST
             kernel, bias = (jnp.matmul(w, part, precision=precise).astype(self.dtype) for w in (kernel, bias))
-            y = resize(matmul(x.astype(self.dtype), kernel) + bias, size)
+            y = resize(kernels.matmul(x.astype(self.dtype), kernel) + bias, size)
             total = y if total is None else total + y
         x = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(total)
         # Whole channels, as in the authors' code (github.com/NVlabs/SegFormer); transformers drops single values.

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jras_jax import kernels
 from jras_jax.models.convolution import Conv3x3
 from jras_jax.models.layers import Upsample2x, pad_to_multiple
 
@@ -26,50 +27,14 @@ MAX_CHANNELS = 512
 EPSILON, SLOPE = 1e-5, 0.01  # of instance norm and of leaky ReLU
 
 
-@jax.custom_vjp
-def norm_and_activation(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Instance norm, scale and bias (C,), leaky ReLU; (B, H, W, C) -> the same shape.
-
-    The statistics, of each image and channel, are float32. For the way back only x is kept, where automatic
-    differentiation keeps x - mean too.
-    """
-    return _norm_and_activation(x, scale, bias)[0]
-
-
-def _norm_and_activation(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
-    wide = x.astype(jnp.float32)
-    mean = wide.mean((1, 2), keepdims=True)
-    variance = jnp.maximum(jnp.square(wide).mean((1, 2), keepdims=True) - jnp.square(mean), 0.0)
-    inverse = jax.lax.rsqrt(variance + EPSILON)
-    y = nn.leaky_relu((wide - mean) * (inverse * scale) + bias, SLOPE)
-    return y.astype(x.dtype), (x, mean, inverse, scale, bias)
-
-
-def _norm_and_activation_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, mean, inverse, scale, bias = saved
-    wide, gain = x.astype(jnp.float32), inverse * scale
-    # Written without x - mean: XLA would see that it is the forward pass's, and keep it.
-    positive = wide * gain + (bias - mean * gain) >= 0
-    g = gradient.astype(jnp.float32) * jnp.where(positive, 1.0, SLOPE)
-    of_bias = g.sum((1, 2), keepdims=True)
-    of_scale = inverse * ((g * wide).sum((1, 2), keepdims=True) - mean * of_bias)
-    pixels = x.shape[1] * x.shape[2]
-    slope = -gain * inverse * of_scale / pixels
-    of_x = gain * g + slope * wide - (gain * of_bias / pixels + slope * mean)
-    return of_x.astype(x.dtype), of_scale.sum((0, 1, 2)), of_bias.sum((0, 1, 2))
-
-
-norm_and_activation.defvjp(_norm_and_activation, _norm_and_activation_backward)
-
-
 class NormAndActivation(nn.Module):
-    """`norm_and_activation`. Parameters: scale and bias (C,)."""
+    """`kernels.norm_and_activation`. Parameters: scale and bias (C,)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return norm_and_activation(x, scale, bias)
+        return kernels.norm_and_activation(x, scale, bias, EPSILON, SLOPE)
 
 
 class Stage(nn.Module):

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jras_jax import kernels
 from jras_jax.errors import UserError
-from jras_jax.models.layers import TRUNCATED, Attention, LayerNorm, Linear, PatchEmbedding, gelu, resize_positions
+from jras_jax.models.layers import TRUNCATED, Attention, LayerNorm, Linear, PatchEmbedding, resize_positions
 
 # position_grid: 518 / 14 = 37 patches a side in pre-training; `tiny` is ours, for demonstrations.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,7 @@ class Mlp(nn.Module):
             gate, y = jnp.split(Linear(2 * self.hidden, dtype=self.dtype, name="fc1")(x), 2, -1)
             y = nn.silu(gate) * y
         else:
-            y = gelu(Linear(self.hidden, dtype=self.dtype, name="fc1")(x))
+            y = kernels.gelu(Linear(self.hidden, dtype=self.dtype, name="fc1")(x))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = Linear(width, dtype=self.dtype, name="fc2")(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)

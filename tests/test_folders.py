@@ -1,37 +1,20 @@
-"""The two command lines: what is scored, what is named, what is refused."""
+"""Folders of masks: what is scored, what is named, what is refused."""
 
 import csv
 import math
 
-import nibabel as nib
 import numpy as np
 import pytest
 
+from jras_jax.commands import cli
+from jras_jax.data.pairs import parse_labels
 from jras_jax.errors import UserError
-from jras_jax.evaluation import __main__ as cli
-from jras_jax.evaluation import compare, metrics, statistics
-
-LABELS = "--labels=LV:1,MYO:2,RV:3"
-AFFINE = np.diag([1.5, 1.5, 8.0, 1.0])
-
-
-def heart(seed=0):
-    labels = np.zeros((16, 16, 4), np.uint8)
-    labels[3:12, 3:12] = 2
-    labels[5:10, 5 : 9 + seed % 2] = 1
-    labels[12:15, 4:11] = 3
-    return labels
-
-
-def save(path, labels, affine=AFFINE, unit="mm"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(labels, affine)
-    image.header.set_xyzt_units(unit)
-    nib.save(image, path)
+from jras_jax.evaluation import metrics
+from tests.masks import AFFINE, LABELS, heart, save
 
 
 def run(capsys, *arguments):
-    code = cli.main([str(a) for a in arguments])
+    code = cli.main(["score", *(str(a) for a in arguments)])
     captured = capsys.readouterr()
     return code, captured.out, " ".join(captured.err.split())
 
@@ -151,7 +134,7 @@ def test_foreign_labels_are_named(folders, capsys):
 @pytest.mark.parametrize("text", ["", "LV", "LV:x", "LV:0", "LV:256", "LV:1,LV:2", "LV:1,RV:1", ":1"])
 def test_faulty_labels_are_refused(text):
     with pytest.raises(UserError, match="--labels"):
-        cli.parse_labels(text)
+        parse_labels(text)
 
 
 def test_faulty_folders_are_refused(folders, tmp_path, capsys):
@@ -163,106 +146,3 @@ def test_faulty_folders_are_refused(folders, tmp_path, capsys):
     save(folders[1] / "sub" / "p1_ED_pred.nii.gz", heart())
     code, _, err = run(capsys, *folders, LABELS)
     assert code == 2 and "both case p1_ED" in err
-
-
-def table(offset=0.0, patients=6, **changed):
-    """cases.csv rows, Dice from a fixed pattern plus an offset."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for patient in range(patients):
-        for phase in ("ED", "ES"):
-            for structure in ("RV", "LV"):
-                dice = float(rng.uniform(0.5, 0.9)) + offset * (1 + 0.1 * patient)
-                row = dict.fromkeys(metrics.CASE_COLUMNS, "") | dict.fromkeys(("jaccard", *metrics.DISTANCES), 1.0)
-                row |= {"patient": f"{patient:03d}", "phase": phase, "structure": structure, "dice": dice, "unit": "mm"}
-                rows.append(row | {"volume_ml": 1.0, "reference_volume_ml": 1.0} | changed)
-    return rows
-
-
-def run_folder(path, rows):
-    metrics.write_cases_csv(path / "evaluation" / "cases.csv", rows)
-    return path
-
-
-def run_compare(capsys, *arguments):
-    code = compare.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_compare_finds_a_constant_gain(tmp_path, capsys):
-    a, b = run_folder(tmp_path / "a", table()), run_folder(tmp_path / "b", table(0.05))
-    code, out, _ = run_compare(capsys, a, b, "--metrics=dice", f"--output={tmp_path / 'c.csv'}")
-    assert code == 0 and "B - A" in out
-    with (tmp_path / "c.csv").open(newline="") as file:
-        found = {r["structure"]: r for r in csv.DictReader(file)}
-    assert list(found) == ["RV", "LV", "mean"]
-    for row in found.values():
-        gain = float(row["difference"])
-        assert gain == pytest.approx(0.05 * 1.25) and float(row["mean_b"]) - float(row["mean_a"]) == pytest.approx(gain)
-        assert 0.05 < float(row["low"]) < gain < float(row["high"]) < 0.075
-        assert float(row["p"]) == pytest.approx(2 / 2**6)  # six patients, all better
-        assert float(row["p_holm"]) == pytest.approx(3 * 2 / 2**6)  # three tests
-        assert row["n_patients"] == "6"
-
-
-def test_compare_equals_the_statistics_it_names():
-    noise = np.random.default_rng(5).normal(0, 0.05, 24)
-    a, b = table(), [r | {"dice": r["dice"] + float(d)} for r, d in zip(table(), noise, strict=True)]
-    pairs, unmatched = compare.match_rows(a, b[::-1])
-    mean = compare.compare(pairs, ["dice"])[-1]
-    per_patient = noise.reshape(6, 4).mean(1)
-    assert unmatched == 0 and mean.difference == pytest.approx(noise.mean())
-    assert mean.p == pytest.approx(statistics.paired_wilcoxon(per_patient, np.zeros(6)))
-    assert (mean.low, mean.high) == pytest.approx(statistics.bootstrap_mean(per_patient))
-
-
-def test_compare_counts_what_has_no_distance(tmp_path):
-    b = table()
-    b[0] |= {"hd": math.nan, "empty": "prediction"}
-    found = compare.compare(compare.match_rows(table(hd=2.0), b)[0], ["hd"])
-    assert [(c.structure, c.n, c.n_missing) for c in found] == [("RV", 11, 1), ("LV", 12, 0), ("mean", 23, 1)]
-    assert found[0].mean_a == 2.0  # the same pairs on both sides
-
-
-def test_compare_refuses_different_cases_unless_told(tmp_path, capsys):
-    a, b = run_folder(tmp_path / "a", table()), run_folder(tmp_path / "b", table(patients=5))
-    code, _, err = run_compare(capsys, a, b)
-    assert code == 2 and "005 ED RV" in err and "--allow_partial" in err and "Traceback" not in err
-    code, out, _ = run_compare(capsys, a, b, "--allow_partial")
-    assert code == 0 and "4 rows that only one run has" in out
-
-
-def test_compare_refuses_duplicates_units_and_missing_columns():
-    with pytest.raises(UserError, match="twice"):
-        compare.match_rows(2 * table(), table())
-    with pytest.raises(UserError, match="voxel"):
-        compare.match_rows(table(), table(unit="voxel"))
-    pairs, _ = compare.match_rows(table(), [{k: v for k, v in r.items() if k != "assd"} for r in table()])
-    with pytest.raises(UserError, match="run B have no column assd"):
-        compare.compare(pairs)
-
-
-def test_compare_never_averages_mm_with_voxels(tmp_path, capsys):
-    rows = table()
-    rows[0]["unit"] = "voxel"
-    a = run_folder(tmp_path / "a", rows)
-    code, out, err = run_compare(capsys, a, a)
-    assert code == 0 and "distances are left out" in err and " hd " not in out
-
-
-def test_compare_names_what_is_missing(tmp_path, capsys):
-    a = run_folder(tmp_path / "a", table())
-    (tmp_path / "b").mkdir()
-    for other, rule in ((tmp_path / "b", "--mode=evaluate"), (tmp_path / "c", "no such run folder")):
-        code, _, err = run_compare(capsys, a, other)
-        assert code == 2 and rule in err
-    code, _, err = run_compare(capsys, a, a, "--metrics=dcie")
-    assert code == 2 and "dcie" in err
-
-
-def test_compare_takes_scores_of_the_other_command(folders, tmp_path, capsys):
-    for name, prediction in (("a", folders[1]), ("b", folders[0])):
-        assert run(capsys, folders[0], prediction, LABELS, f"--output={tmp_path / name}.csv")[0] == 0
-    code, out, _ = run_compare(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
-    assert code == 0 and "1.0000" in out

@@ -1,4 +1,4 @@
-"""The model grid: geometry there and back, orientation, intensity, and the table of slices."""
+"""The model grid: geometry there and back, orientation, intensity."""
 
 import itertools
 
@@ -7,21 +7,7 @@ import pytest
 
 from jras_jax.data import Volume
 from jras_jax.data.grid import Grid, grid_map, orientation, to_uint8, volume_slices
-from jras_jax.data.slice_table import base_first, slice_table
-
-
-def blob(shape=(60, 52, 4), centre=(33, 22), radius=12.0):
-    """A labelled disc of three nested structures, off centre so that flips show."""
-    x, y = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
-    r = np.hypot(x - centre[0], y - centre[1])
-    mask = np.select([r < radius * 0.5, r < radius, (r < radius * 1.6) & (x > centre[0])], [3, 2, 1], 0)
-    return np.repeat(mask[..., None], shape[2], -1).astype(np.uint8)
-
-
-def volume(mask, spacing=(1.5, 1.5, 8.0), known=True, affine=None, patient="p1", phase="ED"):
-    image = mask.astype(np.float32) * 50 + np.linspace(0, 20, mask.size, dtype=np.float32).reshape(mask.shape)
-    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]) if affine is None else affine
-    return Volume(image, mask, affine, np.array(spacing, np.float32), known, patient, phase, vendor="A")
+from tests.volumes import blob, volume
 
 
 def onehot(labels):
@@ -115,23 +101,3 @@ def test_percentiles_map_to_the_ends():
     out = to_uint8(image, (10, 90))
     assert out[100] == 0 and out[900] == 255 and out[0] == 0 and out[1000] == 255
     assert (to_uint8(np.full((4, 4, 1), 7.0), (0.5, 99.5)) == 0).all()  # a constant volume does not divide by zero
-
-
-def test_table_neighbours_and_identity():
-    first, second = blob(), blob()
-    first[..., 0] = 0  # an empty slice at the end and one in the middle
-    second[..., 2] = 0
-    table = slice_table(
-        [volume(first), volume(second, patient="p2", phase="ES")], Grid(32, 4.0, "fit", (0, 100)), drop_empty=True
-    )
-    assert len(table) == 6
-    assert table.slice_index.tolist() == [1, 2, 3, 0, 1, 3]
-    assert table.neighbours.tolist() == [[-1, 1], [0, 2], [1, -1], [-1, 4], [3, -1], [-1, -1]]
-    assert table.patient.tolist() == [0, 0, 0, 1, 1, 1] and table.phase.tolist() == [0] * 3 + [1] * 3
-    assert table.cases == ("p1_ED", "p2_ES")
-    assert len(slice_table([volume(first)], Grid(32, 4.0, "fit", (0, 100)), drop_empty=False)) == 4
-
-
-def test_base_is_where_the_ventricle_is_wide():
-    mask = np.concatenate([blob(radius=r)[..., :1] for r in (14, 12, 8, 4)], -1)
-    assert base_first(mask) and not base_first(mask[..., ::-1])

@@ -10,7 +10,8 @@ import pytest
 
 from jras_jax.data import STRUCTURES
 from jras_jax.errors import UserError
-from jras_jax.inference import scans, trained_run
+from jras_jax.inference.trained_run import open_run
+from tests.commands import predict
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,8 @@ def run(trained_run, tiny, tmp_path_factory):
     """A copy of the tiny run, its gallery made."""
     folder = tmp_path_factory.mktemp("predict") / "run"
     shutil.copytree(trained_run, folder)
-    opened = trained_run.open_run(folder)
-    trained_run.train_gallery(opened, trained_run.dataset.prepare(opened.config, tiny.build, opened.splits()))
+    opened = open_run(folder)
+    opened.train_gallery(tiny.data(opened))
     return folder
 
 
@@ -47,8 +48,8 @@ def save(path, array, affine, zooms=None, codes=(1, 1)):
     return path
 
 
-def segment(run, source, output, **more):
-    (mask,) = scans.predict(run, source, output, **more)
+def segment(run, source, output, *more):
+    (mask,) = predict(run, source, output, *more)
     return nib.load(mask), json.loads(mask.with_name(mask.name.replace(".nii.gz", ".json")).read_text())
 
 
@@ -112,8 +113,8 @@ def test_how_a_scan_is_stored_does_not_change_its_segmentation(run, scan, tmp_pa
 
 def test_json_names_the_cases_and_weights_of_every_slice(run, scan, tmp_path):
     mask, evidence = segment(run, save(tmp_path / "s.nii.gz", np.asarray(scan.dataobj), scan.affine), tmp_path / "out")
-    opened = trained_run.open_run(run)
-    known = {f"{p}_{phase}" for p in opened.splits()["train"] for phase in ("ED", "ES")}
+    opened = open_run(run)
+    known = {f"{p}_{phase}" for p in opened.splits["train"] for phase in ("ED", "ES")}
     (frame,) = evidence["frames"]
     assert [s["slice"] for s in frame["slices"]] == list(range(mask.shape[2]))
     for entry in frame["slices"]:
@@ -143,8 +144,8 @@ def test_labels_are_those_of_the_data_sets_own_convention(run, scan, tmp_path):
 
 @pytest.mark.parametrize("name", ["own", "renamed"])
 def test_a_training_patients_scan_is_never_guided_by_its_own_slices(run, tiny, tmp_path, name):
-    """By the file's name, and, where it was renamed, by the slices themselves."""
-    patient = trained_run.open_run(run).splits()["train"][0]
+    """By the file's name or, if it was renamed, by the slices themselves."""
+    patient = open_run(run).splits["train"][0]
     source = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
     file = tmp_path / (source.name if name == "own" else "somebody.nii.gz")
     shutil.copy(source, file)
@@ -153,13 +154,13 @@ def test_a_training_patients_scan_is_never_guided_by_its_own_slices(run, tiny, t
     cases = {g["case"] for s in evidence["frames"][0]["slices"] for g in s["guides"]}
     assert cases and not any(c.startswith(patient) for c in cases)
     # Without the rule the nearest slice is the scan's own: what is tested is the rule, not chance.
-    _, leaking = segment(run, file, tmp_path / "leak", overrides=("--config.retrieval.exclude=none",))
+    _, leaking = segment(run, file, tmp_path / "leak", "--config.retrieval.exclude=none")
     cases = {s["guides"][0]["case"] for s in leaking["frames"][0]["slices"]}
     assert f"{patient}_ED" in cases
 
 
 def test_a_folder_is_segmented_with_its_subfolders_and_without_its_masks(run, scans, tmp_path):
-    written = scans.predict(run, scans, tmp_path)
+    written = predict(run, scans, tmp_path)
     found = [p for p in sorted(scans.rglob("*.nii.gz")) if not p.name.endswith("_gt.nii.gz")]
     assert sorted(written) == [tmp_path / p.relative_to(scans) for p in found] and len(found) == 6
 
@@ -186,7 +187,7 @@ def bad_scans(tmp_path, scan):
 def test_what_cannot_be_segmented_is_named_with_its_fault(run, scan, tmp_path):
     for fault, source in bad_scans(tmp_path, scan).items():
         with pytest.raises(UserError, match=fault) as e:
-            scans.predict(run, source, tmp_path / "out")
+            predict(run, source, tmp_path / "out")
         assert source.name in str(e.value)
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
@@ -196,7 +197,7 @@ def test_no_scan_is_overwritten_by_its_mask(run, scan, tmp_path):
     before = source.read_bytes()
     for given in (source, tmp_path):
         with pytest.raises(UserError, match=r"would overwrite the scan .*s\.nii\.gz; choose another folder"):
-            scans.predict(run, given, tmp_path)
+            predict(run, given, tmp_path)
     assert source.read_bytes() == before
 
 
@@ -204,4 +205,4 @@ def test_two_scans_of_one_name_are_refused(run, scan, tmp_path):
     for suffix in (".nii", ".nii.gz"):
         save(tmp_path / f"s{suffix}", np.asarray(scan.dataobj), scan.affine)
     with pytest.raises(UserError, match="two files would both give"):
-        scans.predict(run, tmp_path, tmp_path / "out")
+        predict(run, tmp_path, tmp_path / "out")

@@ -1,0 +1,27 @@
+"""Segments a scan with a trained run, from Python.
+
+python examples/predict.py runs/demo SCAN.nii.gz
+"""
+
+import sys
+
+import nibabel as nib
+
+import jras_jax
+
+
+def main(workdir: str, path: str) -> None:
+    """Prints what was found in each slice and which cases guided it."""
+    run = jras_jax.open_run(workdir)
+    gallery = run.open_gallery()  # the run's own; open_gallery("FOLDER") takes labelled scans of another hospital
+    scan = nib.load(path)
+    result = run.segment(scan.get_fdata(), spacing=scan.header.get_zooms()[:3], affine=scan.affine, gallery=gallery)
+    print(result.labels.shape, result.probabilities.shape)
+    for z, guides in enumerate(gallery.guides(result)):
+        found = [name for name, label in jras_jax.STRUCTURES.items() if (result.labels[:, :, z] == label).any()]
+        named = ", ".join(f"{g['case']} slice {g['slice']} ({g['weight']:.2f})" for g in guides)
+        print(f"slice {z}: {', '.join(found) or 'no heart'}; guided by {named}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
