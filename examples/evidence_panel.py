@@ -1,6 +1,6 @@
 """Draws one slice of an evaluated case beside the guides that were retrieved for it, as a PNG.
 
-    python examples/evidence_panel.py runs/demo panel.png [CASE] [SLICE]
+python examples/evidence_panel.py runs/demo panel.png [CASE] [SLICE]
 """
 
 import pathlib

@@ -39,15 +39,12 @@ CURVES: dict[str, dict[str, str]] = {
     "Dice of retrieved masks, validation": {
         "val/retrieval_dice_1": "best-weighted guide",
         "val/retrieval_dice_k": "mix of k guides",
-        "val/retrieval_pixel": "pixel similarity",
-        "val/retrieval_random": "random",
-        "val/retrieval_oracle": "oracle",
     },
     "Entropy of guide weights, nats": {"val/weight_entropy": "validation", "weight_entropy": "training"},
-    "Share of gallery used": {"val/gallery_used": "validation", "gallery_used": "training"},
+    "Share of gallery used": {"val/gallery_used": "validation"},
     "Nearest neighbours that a refresh changed, share": {"neighbour_drift": "training"},
     "Gradient norm": {"grad_norm": "all parameters"},
-    "Learning rate": {"lr": "backbone", "lr_backbone": "backbone", "lr_retriever": "retriever"},
+    "Learning rate": {"lr_backbone": "backbone", "lr_retriever": "retriever"},
     "Slices per second": {"slices_per_s": "training"},
 }
 RETRIEVED = {

@@ -41,10 +41,6 @@ class PhantomPatient:
     group: str
     volumes: dict[str, float]
 
-    def ejection_fraction(self, structure: str) -> float:
-        """Share of the volume at ED that is gone at ES, for "LV" or "RV"."""
-        return 1.0 - self.volumes[f"{structure}/ES"] / self.volumes[f"{structure}/ED"]
-
 
 def write_acdc(
     directory: str | os.PathLike[str],
