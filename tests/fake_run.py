@@ -132,17 +132,8 @@ def write_records(folder: pathlib.Path, rows, guides: int, unit: str) -> None:
     (folder / "run.json").write_text(json.dumps(facts))
     people = sorted({r["patient"] for r in rows})
     (folder / "splits.json").write_text(json.dumps({"train": ["patient100", "patient101"], "validation": people}))
-    columns = [
-        "step",
-        "loss",
-        "dice_loss",
-        "ce_loss",
-        "grad_norm",
-        "lr_backbone",
-        "slices_per_s",
-        "val/dice",
-        "val/dice_RV",
-    ]
+    columns = ["step", "loss", "dice_loss", "ce_loss", "grad_norm", "lr_backbone", "slices_per_s"]
+    columns += ["val/dice", "val/dice_RV"]
     columns += ["val/dice_MYO", "val/dice_LV"] + (["val/retrieval_dice_1", "val/weight_entropy"] if guides else [])
     with (folder / "metrics.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, columns, restval="")
