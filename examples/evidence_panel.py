@@ -7,6 +7,8 @@ import pathlib
 import sys
 
 import matplotlib
+import matplotlib.axes
+import matplotlib.lines
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -18,7 +20,7 @@ from jras_jax.run_folder.layout import RunFolder
 COLOURS = {"RV": "#e69f00", "MYO": "#56b4e9", "LV": "#cc79a7"}  # Okabe and Ito's palette
 
 
-def outline(axes: plt.Axes, mask: np.ndarray, style: str) -> None:
+def outline(axes: matplotlib.axes.Axes, mask: np.ndarray, style: str) -> None:
     """Contours of each structure of a (S, S) label map."""
     for name, label in STRUCTURES.items():
         if (mask == label).any():
@@ -43,7 +45,7 @@ def main(workdir: str, output: str, case: str = "", number: str = "") -> None:
         axes[1 + k].set_title(f"guide, weight {evidence['weights'][z, k]:.2f}\n{name}", fontsize=9)
     for a in axes:
         a.axis("off")
-    handles = [plt.Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items()]
+    handles = [matplotlib.lines.Line2D([], [], color=colour, label=name) for name, colour in COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)

@@ -59,7 +59,7 @@ class Inventory:
     notes: list[str]
 
 
-class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
     """Base of the builders: one example per patient and phase. Writes ArrayRecord, never needs TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -303,7 +303,7 @@ class SAM(nn.Module):
 
     fusion_levels = (0,)  # the only map there is, at the patch's stride
 
-    def setup(self):
+    def setup(self) -> None:
         self.encoder = Encoder(
             self.width,
             self.depth,

@@ -182,7 +182,7 @@ class SegFormer(nn.Module):
 
     fusion_levels = (0, 1)
 
-    def setup(self):
+    def setup(self) -> None:
         blocks = sum(self.depths)
         rates = [self.drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
         self.stage = [

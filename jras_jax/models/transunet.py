@@ -200,7 +200,7 @@ class TransUNet(nn.Module):
         """Indices into `encode`'s tuple at strides 4 and 8, or of the only map."""
         return (1, 2) if self.stages else (0,)
 
-    def setup(self):
+    def setup(self) -> None:
         if len(self.stages) not in (0, 3):
             raise UserError(f"transunet takes three stages, or none, not {tuple(self.stages)}")
         if self.stages:

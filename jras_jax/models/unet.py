@@ -83,7 +83,7 @@ class UNet(nn.Module):
         """Indices into `encode`'s tuple at strides 4 and 8, where they exist."""
         return tuple(level for level in (2, 3) if level < self.levels)
 
-    def setup(self):
+    def setup(self) -> None:
         self.down = [Stage(f, 1 if i == 0 else 2, self.dtype) for i, f in enumerate(self.features)]
         self.up = [Upsample2x(f, use_bias=False, dtype=self.dtype) for f in self.features[:-1]]
         self.merge = [Stage(f, 1, self.dtype) for f in self.features[:-1]]

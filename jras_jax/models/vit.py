@@ -105,7 +105,7 @@ class ViT(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.patch_embedding = PatchEmbedding(self.width, self.patch, self.dtype)
         self.cls = self.param("cls", TRUNCATED, (1, 1, self.width), jnp.float32)
         # Position 0 belongs to the CLS token.
