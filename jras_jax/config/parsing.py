@@ -89,7 +89,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def parse(config: ml_collections.ConfigDict | dict) -> Config:
+def parse(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Checks types, choices and rules, and freezes.
 
     Raises:

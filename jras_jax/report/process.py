@@ -148,7 +148,7 @@ def uncertainty(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping
     plots, rows = [], []
     dice = [c.dice for c in found]
     for name, values in signs.items():
-        points = [charts.Point(v, c.dice, c.name, c.phase) for v, c in zip(values, found, strict=True)]
+        points = [charts.Point(v, y=c.dice, name=c.name, kind=c.phase) for v, c in zip(values, found, strict=True)]
         plots.append(charts.scatter(points, x_title=name, y_title="Dice", y_include=[1.0]))
         rho, caught = statistics.spearman(values, dice), analysis.catch(found, values)
         chance = caught.failures * caught.checked / rho.n if rho.n else math.nan
