@@ -81,9 +81,7 @@ def build(
         say(f"{final}: built already from these scans")
         return final
     if final.exists():
-        say(
-            f"{final}: was built from other scans or is damaged; building it again from {manual_dir}, which replaces it"
-        )
+        say(f"{final}: was built from other scans or is damaged, and is replaced: building it again from {manual_dir}")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _scratch(data_dir) as scratch:

@@ -51,11 +51,9 @@ def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[C
 
 def _absolute(config: Config) -> Config:
     """The data set's folders as absolute paths, so that the run can be evaluated from any other folder."""
-    manual, data = (
-        str(files.expanded(path).absolute()) if path else ""
-        for path in (config.dataset.manual_dir, config.dataset.data_dir)
-    )
-    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, manual_dir=manual, data_dir=data))
+    own = config.dataset
+    manual, data = (str(files.expanded(path).absolute()) if path else "" for path in (own.manual_dir, own.data_dir))
+    return dataclasses.replace(config, dataset=dataclasses.replace(own, manual_dir=manual, data_dir=data))
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:

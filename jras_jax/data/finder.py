@@ -116,9 +116,7 @@ def check_stems(files: Iterable[pathlib.Path]) -> None:
     for path in files:
         other = first.setdefault(path.with_name(stem(path)), path)
         if other is not path:
-            raise ScanError(
-                path, f"{other.name} lies beside it, and only one of the two can be scan {stem(path)}; keep one"
-            )
+            raise ScanError(path, f"{other.name} is beside it, and only one of the two can be {stem(path)}; keep one")
 
 
 def files_of(folder: pathlib.Path, name: str) -> list[pathlib.Path]:

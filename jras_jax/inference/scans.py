@@ -152,10 +152,10 @@ def _inputs(source: pathlib.Path) -> list[pathlib.Path]:
         finder.check_stems(scans)
         remarks.tell([*found.lines(), *(f"{p}: passed over, a name with _gt is a mask's" for p in masks)])
         return scans
-    if reason := finder.fault(source):
-        raise UserError(f"--input={source}: {reason}")
-    if not source.is_file():
+    if not source.exists() and not source.is_symlink():
         raise UserError(f"--input={source}: no such file or folder")
+    if finder.suffix(source) and (reason := finder.fault(source)):
+        raise UserError(f"--input={source}: {reason}")
     if not finder.suffix(source):
         raise UserError(f"--input={source}: not a NIfTI file (.nii or .nii.gz)")
     return [source]
