@@ -26,6 +26,14 @@ class FileError(UserError):
     """A file cannot be read or written; the text names it and says what to do."""
 
 
+def expanded(path: Path) -> pathlib.Path:
+    """A path as the user means it, `~` for the home folder; raises FileError for a user who has none."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as e:
+        raise FileError(f"{os.fspath(path)}: {e}; write the whole path") from e
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """Gives the path of a temporary file that takes the place of `path` when the block succeeds.
@@ -37,7 +45,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
       FileError: the operating system refuses (no space, no permission, a folder in the way).
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[-40:]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

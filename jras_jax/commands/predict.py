@@ -12,6 +12,7 @@ import argparse
 
 from jras_jax.commands.evaluate import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say
+from jras_jax.data.remarks import Teller
 from jras_jax.errors import UserError
 from jras_jax.inference.scans import segment_file, tasks
 from jras_jax.inference.trained_run import open_run
@@ -44,9 +45,10 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if opened.config.retrieval.enabled or args.gallery:
         gallery = opened.open_gallery(args.gallery, args.labels)
         say(f"gallery: {gallery.description}")
+    note = Teller()
     segmenter = opened.segmenter(gallery.arrays if gallery else None)
     for number, task in enumerate(todo, 1):
         say(f"[{number}/{len(todo)}] {task.scan} -> {task.mask}")
-        segment_file(opened, task, gallery, segmenter)
+        segment_file(opened, task, gallery, segmenter, note)
     say(f"{len(todo)} {'mask' if len(todo) == 1 else 'masks'} in {args.output}")
     return 0

@@ -12,7 +12,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jras_jax.data import nifti, pairs
+from jras_jax.data import finder, geometry, nifti, pairs
+from jras_jax.data.remarks import summarised
 from jras_jax.errors import UserError
 from jras_jax.evaluation import metrics
 
@@ -23,21 +24,21 @@ COLUMNS = (
 )
 _SUFFIXES = ("_gt", "_pred")
 _PHASE = re.compile(r"^(.+)_(ED|ES|frame\d+)$")
-_SAME_ZOOM = 1e-3  # relative
-_SAME_PLACE_MM = 0.1
-_SAME_DIRECTION = 0.9  # cosine between the directions of one axis; a flip gives -1, a swap about 0
 
 
-def find_masks(folder: pathlib.Path, role: str) -> dict[str, pathlib.Path]:
-    """Case -> file of a folder's NIfTI masks, sorted; `role` is the suffix that is preferred, '_gt' or '_pred'.
+def find_masks(folder: pathlib.Path, role: str, notes: list[str]) -> dict[str, pathlib.Path]:
+    """Case -> file of a folder's NIfTI masks, sorted; `role` is the suffix that is preferred, '_gt' or '_pred'; what
+    looks like a mask but is passed over goes to `notes`.
 
     Raises:
       UserError: no such folder, no NIfTI file in it, or two files of one case.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
-    files = sorted(p for p in folder.rglob("*") if p.name.endswith((".nii", ".nii.gz")) and p.is_file())
-    files = [p for p in files if pairs.stem(p).endswith(role)] or files
+    found = finder.find(folder)
+    files = [p for p in found.files if pairs.stem(p).lower().endswith(role)] or found.files
+    finder.check_stems(files)
+    notes += found.lines()
     if not files:
         raise UserError(f"{folder}: holds no .nii or .nii.gz file")
     cases: dict[str, pathlib.Path] = {}
@@ -107,19 +108,8 @@ def _check_geometry(truth: nifti.Scan, found: nifti.Scan) -> list[str]:
         raise UserError(
             f"{found.path}: its shape {found.array.shape} is not {truth.array.shape} of its reference; {hint}"
         )
-    if not found.spacing_known:
-        return [f"{found.path}: its header holds no voxel size; the reference's is used"] if truth.spacing_known else []
-    if truth.spacing_known and not np.allclose(truth.spacing, found.spacing, rtol=_SAME_ZOOM, atol=0):
-        zooms = [" x ".join(f"{z:.4g}" for z in s.spacing) for s in (found, truth)]
-        raise UserError(f"{found.path}: its voxels are {zooms[0]} mm, those of its reference {zooms[1]} mm; {hint}")
-    apart = float(np.abs(truth.affine - found.affine).max())
-    placed = all(int(s.header["sform_code"]) or int(s.header["qform_code"]) for s in (truth, found))
-    if not placed or apart <= _SAME_PLACE_MM:
-        return []
-    axes = [s.affine[:3, :3] / np.linalg.norm(s.affine[:3, :3], axis=0) for s in (truth, found)]
-    if ((axes[0] * axes[1]).sum(0) < _SAME_DIRECTION).any():
-        raise UserError(f"{found.path}: its axes run in other directions than those of its reference; {hint}")
-    return [f"{found.path}: its affine is up to {apart:.3g} mm off its reference's; compared voxel by voxel"]
+    remarks = [f"{found.path}: {line}" for line in geometry.compare(found, truth, role="reference", hint=hint)]
+    return remarks + [f"{s.path}: {line}" for s in (truth, found) for line in s.remarks]
 
 
 def score_folders(
@@ -136,7 +126,8 @@ def score_folders(
     Raises:
       UserError: see `find_masks`; or no case has both files, or none could be scored.
     """
-    truth, found = find_masks(references, "_gt"), find_masks(predictions, "_pred")
+    notes: list[str] = []
+    truth, found = find_masks(references, "_gt", notes), find_masks(predictions, "_pred", notes)
     matched = [case for case in truth if case in found]
     for side, other, folder in ((truth, found, predictions), (found, truth, references)):
         for case in side.keys() - other.keys():
@@ -149,11 +140,12 @@ def score_folders(
             own, remarks = score_pair(case, truth[case], found[case], structures)
         except UserError as e:
             faults += 1
-            remarks = [f"not scored: {e}"]
+            log.print(f"not scored: {e}", markup=False, soft_wrap=True)
         else:
             rows += own
-        for remark in remarks:
-            log.print(remark, markup=False, soft_wrap=True)
+            notes += remarks
+    for line in summarised(notes):
+        log.print(line, markup=False, soft_wrap=True)
     if not rows:
         raise UserError(f"none of the {len(matched)} cases could be scored; the reasons stand above")
     return rows, faults

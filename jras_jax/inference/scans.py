@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, nifti, pairs
+from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, finder, geometry, nifti, pairs, remarks
 from jras_jax.errors import UserError
 from jras_jax.inference.segmenter import Segmenter, VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
+
+Note = Callable[[str], None]
 
 
 class Task(NamedTuple):
@@ -46,17 +49,24 @@ def tasks(source: str | pathlib.Path, output: str | pathlib.Path) -> list[Task]:
 
 
 def segment_file(
-    run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter: Segmenter | None = None
+    run: TrainedRun,
+    task: Task,
+    gallery: RunGallery | None,
+    segmenter: Segmenter | None = None,
+    note: Note = lambda line: None,
 ) -> list[VolumePrediction]:
     """Segments one scan and writes its mask and evidence; returns the prediction of each frame.
 
     The mask NAME.nii.gz has its scan's geometry and the labels of the run's data set; NAME.json beside it lists the
     cases that guided every slice. `segmenter` is one of `run.segmenter()` with this gallery, shared by several scans.
+    `note` takes a line on whatever is unusual about the scan.
 
     Raises:
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
     scan = nifti.read_scan(task.scan)
+    for remark in unusual(run, scan):
+        note(f"{scan.path}: {remark}")
     predictions = run.segment_volumes(frames(scan), gallery, segmenter)
     values = np.array(LABEL_CONVENTIONS[run.config.dataset.convention], np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
@@ -65,6 +75,14 @@ def segment_file(
     evidence = task.mask.with_name(pairs.stem(task.mask) + ".json")
     files.write_json(evidence, _evidence(run, task.scan, scan, predictions, gallery))
     return predictions
+
+
+def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
+    """What is unusual about a scan, by itself or for this run."""
+    remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
+    if not scan.spacing_known and run.splits.get("spacing") != "unknown":
+        remarks.append(geometry.NO_SPACING_HERE)
+    return remarks
 
 
 def frames(scan: nifti.Scan) -> list[Volume]:
@@ -120,15 +138,24 @@ def _evidence(
 
 
 def _inputs(source: pathlib.Path) -> list[pathlib.Path]:
+    """The scans of a file or folder; what else looks like one is named on stderr."""
     if source.is_dir():
-        scans = sorted(
-            p for p in source.rglob("*") if p.name.endswith(pairs.SUFFIXES) and not pairs.stem(p).endswith("_gt")
-        )
+        found = finder.find(source)
+        masks = [p for p in found.files if pairs.is_mask(p)]
+        scans = [p for p in found.files if not pairs.is_mask(p)]
         if not scans:
-            raise UserError(f"--input={source}: no .nii or .nii.gz file in this folder")
+            why = [f"{len(masks)} masks (NAME_gt)"] if masks else []
+            why += found.lines()[:3]
+            raise UserError(
+                f"--input={source}: no .nii or .nii.gz file in this folder" + (f" ({'; '.join(why)})" if why else "")
+            )
+        finder.check_stems(scans)
+        remarks.tell([*found.lines(), *(f"{p}: passed over, a name with _gt is a mask's" for p in masks)])
         return scans
-    if not source.is_file():
+    if not source.exists() and not source.is_symlink():
         raise UserError(f"--input={source}: no such file or folder")
-    if not source.name.endswith(pairs.SUFFIXES):
+    if finder.suffix(source) and (reason := finder.fault(source)):
+        raise UserError(f"--input={source}: {reason}")
+    if not finder.suffix(source):
         raise UserError(f"--input={source}: not a NIfTI file (.nii or .nii.gz)")
     return [source]
