@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      0 success; 1 some of the inputs could not be processed; 2 a mistake of the user, printed in one line without a
-      traceback.
+      0 success; 1 some of the inputs could not be processed; 2 a mistake of the user or a refusal of the operating
+      system (no space, no permission), printed in one line without a traceback.
     """
     try:
         command, rest = _command(list(sys.argv[1:] if argv is None else argv))
@@ -68,6 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(command, rest)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        return _leave(2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _leave(1)
+    except OSError as e:  # the last resort: whoever knows more says more
+        from jras_jax import files
+
+        if os.environ.get("JRAS_VERBOSE"):
+            traceback.print_exc()
+        print(f"error: {files.explained(e)}", file=sys.stderr)
         return _leave(2)
     except Exception:
         if not _several_hosts():

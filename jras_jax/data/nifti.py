@@ -25,6 +25,7 @@ import nibabel as nib
 import numpy as np
 from absl import logging
 
+from jras_jax import files
 from jras_jax.errors import UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -209,7 +210,7 @@ def write_image(path: str | os.PathLike[str], image: Any, compresslevel: int = 6
         os.replace(temporary, path)
         temporary = None
     except OSError as e:
-        raise ScanError(path, f"cannot be written ({e.strerror or e})") from e
+        raise ScanError(path, f"cannot be written ({e.strerror or e}): {files.remedy_of(e)}") from e
     finally:
         if temporary is not None:
             pathlib.Path(temporary).unlink(missing_ok=True)
