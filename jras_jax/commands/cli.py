@@ -118,6 +118,10 @@ def _known(name: str) -> str:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    if command in NEED_A_JOB and sys.stderr.isatty() and not os.environ.get("JRAS_VERBOSE"):
+        # XLA's alarm about a slow compile would break into the progress line and has no switch but the level of all its
+        # messages, which is read when JAX is imported. XLA's failures are raised as exceptions all the same.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     module = importlib.import_module(f"jras_jax.commands.{command}")
     p = argparse.ArgumentParser(
         prog=f"jras {command}",

@@ -16,6 +16,7 @@ from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.config import Config
 from jras_jax.errors import UserError
+from jras_jax.run_folder import run_log
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import loop
 
@@ -66,7 +67,9 @@ def train(config: Config, folder: RunFolder) -> pathlib.Path:
     """Trains one run on its data set; returns its folder."""
     loop.check_folder(config, folder)  # before the data set is built, which may take long
     splits = folder.read_splits() if folder.splits.is_file() else None
-    return loop.train(config, folder.path, load_data(config.dataset, splits))
+    data = load_data(config.dataset, splits)
+    with run_log.kept(folder):
+        return loop.train(config, folder.path, data)
 
 
 def baseline_of(config: Config) -> Config:

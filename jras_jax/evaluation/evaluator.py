@@ -71,8 +71,17 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
     return [shared | row for row in metrics.position_scores(volume.mask, prediction.labels)]
 
 
-def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable | None) -> dict[str, float]:
-    """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more."""
+def validate(
+    segmenter: Segmenter,
+    volumes: Sequence[Volume],
+    table: SliceTable | None,
+    *,
+    seen: Callable[[Volume, VolumePrediction], None] = lambda volume, prediction: None,
+) -> dict[str, float]:
+    """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more.
+
+    `seen` is called with each volume and its prediction.
+    """
     start = time.monotonic()
     scores: list[dict[str, float]] = []
     retrieved = RetrievedMasks(table) if table is not None else None
@@ -81,6 +90,7 @@ def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable 
         scores.append({name: c.dice for name, c in structure_counts(volume.mask, prediction.labels).items()})
         if retrieved is not None:
             retrieved.add(prediction)
+        seen(volume, prediction)
     values = {f"val/dice_{name}": float(np.mean([s[name] for s in scores])) for name in STRUCTURES}
     values["val/dice"] = float(np.mean(list(values.values())))
     if retrieved is not None:
