@@ -41,6 +41,8 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/stdout would be replaced by a file
+        raise FileError(f"{path} cannot be written: it is a device or a pipe; choose the path of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -139,6 +141,8 @@ def read_rows(path: Path, *, remedy: str, growing: bool = False) -> tuple[list[s
     except csv.Error as e:
         raise FileError(f"{path} is damaged ({e}): {remedy}") from e
     columns = lines[0] if lines else []
+    if not any(columns) and not growing:
+        raise FileError(f"{path} is empty: {remedy}")
     if len(set(columns)) < len(columns):
         raise FileError(f"{path} is damaged (two columns have the same name): {remedy}")
     rows = [(number, cells) for number, cells in enumerate(lines[1:], 2) if any(cells)]

@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is None:
             overview().parse_args(rest or ["--help"])
             return 0
-        return _run(command, rest)
+        status = _run(command, rest)
+        sys.stdout.flush()
+        return status
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return _leave(2)

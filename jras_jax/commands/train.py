@@ -44,7 +44,10 @@ def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[C
     if not args.config:
         raise UserError("training needs --config=FILE, such as --config=configs/demo.py")
     config = configs.parse(configs.override(configs.load(args.config), overrides))
-    return config, RunFolder(args.workdir or f"runs/{config.name}")
+    folder = RunFolder(args.workdir or f"runs/{config.name}")
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"--workdir={folder}: a file of that name is there; choose another folder")
+    return config, folder
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:

@@ -101,8 +101,8 @@ def load_saved(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     except files.FileError as e:
         raise ConfigError(str(e)) from e
     sections = {key.rpartition(".")[0] for key in SETTINGS} - {""}
-    if wrong := [name for name in sorted(sections) if not isinstance(tree.get(name, {}), dict)]:
-        raise ConfigError(f"{path} is damaged ({wrong[0]!r} is no object): {remedy}")
+    if wrong := [name for name in sorted(sections) if not isinstance(tree.get(name), dict)]:
+        raise ConfigError(f"{path} is damaged (it has no section {wrong[0]}): {remedy}")
     for setting in SETTINGS.values():  # JSON has lists for tuples
         section, _, name = setting.key.rpartition(".")
         holder = tree.get(section, {}) if section else tree

@@ -328,7 +328,7 @@ def _as_text(value: Any) -> Any:
 
 
 def read_cases_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads what `write_cases_csv` wrote, and the scores of `python -m jras_jax.evaluation`.
+    """Reads what `write_cases_csv` wrote, and the scores of `jras score`.
 
     Names stay text (patient '001' too); in other columns integers and decimals become int and float, an empty cell
     NaN, and what is not a number stays text.

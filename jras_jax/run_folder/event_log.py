@@ -6,6 +6,7 @@ tensorboardX's own writer hands them to a thread; when that meets a full disk, t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,8 @@ class EventLog:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by name."""
         for name, value in values.items():
+            if math.isnan(value):  # such as a rate that is not known yet
+                continue
             self._write(event_pb2.Event(summary=summary.scalar(name, value), step=step))
         self._flush()
 

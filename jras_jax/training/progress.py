@@ -165,7 +165,9 @@ class Progress:
             phase = "━" * full + "╺" * (size - full)
             room -= size + 2
         title = rich.cells.set_cell_size(self._title, room).rstrip() if 0 < room < len(self._title) else self._title
-        line = rich.text.Text("  ".join(filter(None, [title if room >= 4 else "", phase, *parts])), no_wrap=True)
+        line = rich.text.Text(
+            "  ".join(filter(None, [title if room >= min(4, len(self._title)) else "", phase, *parts])), no_wrap=True
+        )
         line.truncate(width - 1)
         return line
 
