@@ -339,7 +339,11 @@ class Eval:
         change="free",
     )
     batch_size: int = setting(
-        16, "slices per call; the last call is padded", at_least=1, at_most=MAX_BATCH, change="free"
+        16,
+        "slices per call, which bound the memory of an evaluation; the last call is padded",
+        at_least=1,
+        at_most=MAX_BATCH,
+        change="free",
     )
     gallery: Literal["train"] = setting(
         "train",
