@@ -1,8 +1,8 @@
 """`python run.py COMMAND ...` is `jras COMMAND ...` from a checkout; without a command it trains.
 
 python run.py --config=configs/demo.py                                  train, evaluate, report
-python run.py --mode=evaluate --workdir=runs/demo --config.eval.split=test
-python run.py --mode=predict --workdir=runs/demo --input=SCAN.nii.gz --output=masks
+python run.py evaluate --workdir=runs/demo --config.eval.split=test
+python run.py predict --workdir=runs/demo --input=SCAN.nii.gz --output=masks
 """
 
 import sys

@@ -4,7 +4,7 @@
         --config.dataset.manual_dir=PATH_TO_ACDC \
         --config.backbone.init_from=SEGFORMER_B4 --config.retriever.init_from=RAD_DINO
 
-The two init_from folders come from `python -m jras_jax.convert` (README); without them both start from scratch.
+The two init_from folders come from `jras convert` (README); without them both start from scratch.
 The paper reports Dice 0.9115 with J-RAS and 0.8708 without, under its own (leaky, 2-D) protocol.
 """
 

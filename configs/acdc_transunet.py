@@ -4,7 +4,7 @@
         --config.dataset.manual_dir=PATH_TO_ACDC \
         --config.backbone.init_from=R50_VIT_B16 --config.retriever.init_from=RAD_DINO
 
-The two init_from folders come from `python -m jras_jax.convert` (README), the first from Google's R50+ViT-B_16.npz
+The two init_from folders come from `jras convert` (README), the first from Google's R50+ViT-B_16.npz
 with `--model=transunet --variant=r50_vit_b16`: it starts the encoder, and the decoder is new. Without them both models
 start from scratch.
 

@@ -4,7 +4,7 @@
         --config.dataset.manual_dir=PATH_TO_MNMS \
         --config.backbone.init_from=SAM_VIT_B --config.retriever.init_from=RAD_DINO
 
-The two init_from folders come from `python -m jras_jax.convert` (README). In the image encoder only LoRA of rank 4 on
+The two init_from folders come from `jras convert` (README). In the image encoder only LoRA of rank 4 on
 queries and values trains, as in SAMed (arXiv 2304.13785); the mask decoder trains whole. The encoder needs its
 init_from: a random one would stay random. To train it whole: --config.backbone.options.lora_rank=0 and
 --config.backbone.frozen="('decoder/position_frequencies',)".

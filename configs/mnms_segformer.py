@@ -4,7 +4,7 @@
         --config.dataset.manual_dir=PATH_TO_MNMS \
         --config.backbone.init_from=SEGFORMER_B4 --config.retriever.init_from=RAD_DINO
 
-The two init_from folders come from `python -m jras_jax.convert` (README); without them both start from scratch.
+The two init_from folders come from `jras convert` (README); without them both start from scratch.
 Not trained at full size yet; two steps at reduced size are a test.
 """
 

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from jras_jax.errors import UserError
 
 SILENCE_S = 60  # a host that has been silent for this long counts as dead
 HOST_LOST = 3  # exit status of the hosts that remain
+RESTART = "Start the job again with the same command, on any number of hosts: it goes on from its last checkpoint"
 DAY_MS = 86_400_000  # how long the first host may take to prepare a data set
 _turns = itertools.count()
 
@@ -68,6 +70,7 @@ def initialize_hosts(coordinator: str = "", num_processes: int = 0, process_id: 
     except Exception as e:
         raise UserError(f"this host could not join the job at {coordinator or 'the cluster coordinator'}: {e}") from e
     if jax.process_count() > 1:
+        _explain_aborts()
         _Watch(jax.process_index(), jax.process_count()).start()
 
 
@@ -98,6 +101,30 @@ def _store() -> Any:
     from jax._src import distributed  # JAX has no public name for the job's key-value store
 
     return distributed.global_state.client
+
+
+def _explain_aborts() -> None:
+    """Ends this process in words if JAX aborts it, as it does at once when the first host is lost.
+
+    No exception tells of that: a thread of JAX's calls abort(). Python's own handlers would run too late, hence one of
+    the C library's.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "signal"):
+        return
+    library.signal.restype = ctypes.c_void_p
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+    text = (
+        "\nerror: JAX has ended this host (the lines above say why; most often the first host, which coordinates the "
+        f"job, was lost). {RESTART}\n"
+    )
+    os.write(2, text.encode())
+    os._exit(HOST_LOST)
 
 
 class _Watch(threading.Thread):
@@ -147,9 +174,6 @@ class _Watch(threading.Thread):
             return
 
     def _give_up(self, why: str) -> None:
-        message = (
-            f"error: {why}: host {self._process} ends too. Start the job again with the same command, on any number of "
-            "hosts: it goes on from its last checkpoint"
-        )
+        message = f"error: {why}: host {self._process} ends too. {RESTART}"
         print(message, file=sys.stderr, flush=True)
         os._exit(HOST_LOST)

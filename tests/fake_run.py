@@ -62,7 +62,8 @@ def write_fake_run(
 ) -> pathlib.Path:
     """A run folder as training and evaluation leave it, with phantom hearts; `noise` spoils its predictions."""
     folder.mkdir(parents=True)
-    (folder / "evaluation" / "evidence").mkdir(parents=True)
+    place = folder / "evaluation" / "validation"
+    (place / "evidence").mkdir(parents=True)
     rng, spoil = np.random.default_rng(0), np.random.default_rng(1)
     rows, kept, thirds, slices = [], [], [], []
     for number in range(patients):
@@ -92,14 +93,14 @@ def write_fake_run(
             thirds += [{"patient": shared["patient"], "phase": phase} | r for r in metrics.position_scores(*masks)]
             slices.append(metrics.paper_2d_scores(*masks, size=SIZE))
             kept.append((dice, f"{shared['patient']}_{phase}", image, truth, prediction))
-    metrics.write_cases_csv(folder / "evaluation" / "cases.csv", rows)
-    metrics.write_cases_csv(folder / "evaluation" / "positions.csv", thirds, ("patient", "phase", "structure", "dice"))
+    metrics.write_cases_csv(place / "cases.csv", rows)
+    metrics.write_cases_csv(place / "positions.csv", thirds, ("patient", "phase", "structure", "dice"))
     kept.sort(key=lambda k: k[0])
     for dice, name, image, truth, prediction in kept[: shown // 2] + kept[len(kept) - (shown - shown // 2) :]:
-        path = folder / "evaluation" / "evidence" / f"{name}.npz"
+        path = place / "evidence" / f"{name}.npz"
         write_evidence(path, rng, image, truth, prediction, dice, guides)
     write_records(folder, rows, guides, unit)
-    file = folder / "evaluation" / "summary.json"
+    file = place / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"paper_2d": metrics.aggregate_paper_2d(slices)}))
     return folder
 
@@ -156,4 +157,4 @@ def write_records(folder: pathlib.Path, rows, guides: int, unit: str) -> None:
     if guides:
         values = {"dice_1": 0.41, "dice_k": 0.44, "random": 0.18, "pixel": 0.37, "oracle": 0.67, "weight_entropy": 0.5}
         summary["retrieval"] = values
-    (folder / "evaluation" / "summary.json").write_text(json.dumps(summary))
+    (folder / "evaluation" / "validation" / "summary.json").write_text(json.dumps(summary))

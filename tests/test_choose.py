@@ -17,10 +17,10 @@ def chosen(trained_run, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chosen") / "run"
     shutil.copytree(trained_run, folder)
     evaluate(folder, "--config.eval.split=test", "--config.eval.evidence_cases=3")
-    before = (folder / "evaluation" / "summary.json").read_bytes()
+    before = (folder / "evaluation" / "test" / "summary.json").read_bytes()
     run = open_run(folder)
     found = choose.choose(run, tiny.data(run))
-    assert (folder / "evaluation" / "summary.json").read_bytes() == before
+    assert (folder / "evaluation" / "test" / "summary.json").read_bytes() == before
     return folder, found
 
 

@@ -1,5 +1,6 @@
 """Every command: its help, its exit status, and that a mistake takes one line."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import jras_jax
 from jras_jax import config as configs
 from jras_jax.commands import cli
+from jras_jax.errors import UserError
 
 
 def said(capsys, *arguments):
@@ -80,11 +82,9 @@ def test_the_module_is_the_command(module):
     assert (ended.returncode, ended.stderr) == (0, "") and "retrieval.top_k" in ended.stdout
 
 
-def test_an_unknown_mode_is_refused_with_the_known_ones(capsys):
+def test_an_unknown_mode_is_refused(capsys):
     for arguments in (["--mode=segment"], ["--mode", "segment"]):
-        with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
-        assert end.value.code == 2 and ", ".join(cli.COMMANDS) in capsys.readouterr().err
+        assert said(capsys, *arguments) == "error: 'segment' is no command; jras --help lists them"
 
 
 def test_the_older_name_of_a_mode_still_works(capsys):
@@ -152,3 +152,20 @@ def test_an_error_of_the_program_is_not_taken_for_a_mistake_of_the_user(monkeypa
     monkeypatch.setattr("jras_jax.commands.settings.configs.listing", lambda word: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["settings"])
+
+
+@pytest.mark.parametrize(("terminal", "level"), [(True, "3"), (False, None)])
+def test_alarms_of_the_compiler_do_not_break_into_the_line_of_a_terminal(monkeypatch, terminal, level):
+    """The level is read when JAX is imported, so it is set before the command's module is."""
+    seen = []
+
+    def imported(name):
+        seen.append(os.environ.get("TF_CPP_MIN_LOG_LEVEL"))
+        raise UserError("far enough")
+
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(cli.importlib, "import_module", imported)
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert cli.main(["train", "--config=demo"]) == 2
+    assert seen == [level]

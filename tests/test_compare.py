@@ -27,7 +27,7 @@ def table(offset=0.0, patients=6, **changed):
 
 
 def run_folder(path, rows):
-    metrics.write_cases_csv(path / "evaluation" / "cases.csv", rows)
+    metrics.write_cases_csv(path / "evaluation" / "validation" / "cases.csv", rows)
     return path
 
 
@@ -101,7 +101,7 @@ def test_compare_never_averages_mm_with_voxels(tmp_path, capsys):
 def test_compare_names_what_is_missing(tmp_path, capsys):
     a = run_folder(tmp_path / "a", table())
     (tmp_path / "b").mkdir()
-    for other, rule in ((tmp_path / "b", "--mode=evaluate"), (tmp_path / "c", "no such run folder")):
+    for other, rule in ((tmp_path / "b", "jras evaluate --workdir="), (tmp_path / "c", "no such run folder")):
         code, _, err = run_compare(capsys, a, other)
         assert code == 2 and rule in err
     code, _, err = run_compare(capsys, a, a, "--metrics=dcie")

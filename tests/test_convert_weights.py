@@ -124,7 +124,7 @@ def test_files_that_are_not_ours_or_damaged(converted, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         convert.init_from(vit_params(), tmp_path / "nowhere")
     raw = write_folder(tmp_path / "raw", dinov2_tensors())
-    with pytest.raises(UserError, match=r"not converted yet: python -m jras_jax\.convert"):
+    with pytest.raises(UserError, match=r"not converted yet: jras convert"):
         convert.init_from(vit_params(), raw)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((converted / convert.weights.FILE).read_bytes()[:-8])

@@ -37,11 +37,11 @@ def evaluated(trained_run, tiny, tmp_path_factory):
 
 
 def summary_of(folder):
-    return json.loads((folder / "evaluation" / "summary.json").read_text())
+    return json.loads(RunFolder(folder).find_evaluation().summary.read_text())
 
 
 def cases_of(folder):
-    with (folder / "evaluation" / "cases.csv").open() as f:
+    with RunFolder(folder).find_evaluation().cases.open() as f:
         return list(csv.DictReader(f))
 
 

@@ -50,7 +50,8 @@ def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
         (errno.EDQUOT, "quota is used up"),
         (errno.EACCES, "no permission there"),
         (errno.EROFS, "read-only; choose another folder"),
-        (errno.EIO, "check the path and the disk"),
+        (errno.EIO, "the disk reports a fault"),
+        (errno.ENXIO, "check the path and the disk"),
     ],
 )
 def test_an_error_of_the_system_names_the_file_and_a_way_out(tmp_path, monkeypatch, code, words):

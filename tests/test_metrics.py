@@ -227,7 +227,7 @@ def test_cases_csv_round_trips(tmp_path):
 
 def test_cases_csv_faults_name_file_and_column(tmp_path):
     path = tmp_path / "cases.csv"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is missing: a table of scores"):
         metrics.read_cases_csv(path)
     path.write_text("patient,phase,dice\n")
     with pytest.raises(UserError, match="no column structure"):

@@ -85,7 +85,7 @@ def test_page_speaks_to_those_who_do_not_see_it(page):
 
 
 def test_headline_states_the_statistics_of_the_rows(folders, page):
-    rows = metrics.read_cases_csv(folders / "run" / "evaluation" / "cases.csv")
+    rows = metrics.read_cases_csv(folders / "run" / "evaluation" / "validation" / "cases.csv")
     text = Outline(page).text
     for measure, digits in (("dice", 3), ("hd95", 2), ("assd", 2)):
         found = statistics.summarise([r[measure] for r in rows], [r["patient"] for r in rows])
@@ -96,7 +96,7 @@ def test_headline_states_the_statistics_of_the_rows(folders, page):
 
 def test_p_values_are_those_of_the_command_compare(folders, page):
     files_of = [folders / "run" / "baseline", folders / "run"]
-    rows = [metrics.read_cases_csv(folder / "evaluation" / "cases.csv") for folder in files_of]
+    rows = [metrics.read_cases_csv(folder / "evaluation" / "validation" / "cases.csv") for folder in files_of]
     pairs, _ = match_rows(*rows)
     found = [c for c in compare(pairs) if c.structure == "mean" and c.metric in ("dice", "hd95", "assd")]
     shown = re.search(r"p \(Holm\)(.*?)Intervals are 95%", Outline(page).text)[1]
@@ -108,14 +108,14 @@ def test_p_values_are_those_of_the_command_compare(folders, page):
 
 
 def test_slice_positions_and_the_papers_figure_stand_beside_ours(folders, page):
-    rows = metrics.read_cases_csv(folders / "run" / "evaluation" / "positions.csv")
+    rows = metrics.read_cases_csv(folders / "run" / "evaluation" / "validation" / "positions.csv")
     text = Outline(page).text
     found = text.index("Dice by slice position")
     for position, name in (("base", "Base"), ("mid", "Middle"), ("apex", "Apex")):
         own = [r for r in rows if r["position"] == position and r["structure"] == "RV"]
         mean = statistics.summarise([r["dice"] for r in own]).mean
         found = text.index(f"{name}{mean:.3f}", found)  # in this order
-    paper = json.loads((folders / "run" / "evaluation" / "summary.json").read_text())["paper_2d"]
+    paper = json.loads((folders / "run" / "evaluation" / "validation" / "summary.json").read_text())["paper_2d"]
     assert f"{paper['dice_2d']:.4f} ± {paper['dice_2d_sd']:.4f}" in text
 
 
@@ -135,8 +135,8 @@ def test_report_is_the_same_for_the_same_files(folders, page, tmp_path):
         ("run.json", "code, versions and device are not known"),
         ("splits.json", "who trained and who was scored is not known"),
         ("config.json", "the settings are not known"),
-        ("evaluation/cases.csv", "no intervals, tests, breakdowns or plots"),
-        ("evaluation/evidence", "there are no slices to show"),
+        ("evaluation/validation/cases.csv", "no intervals, tests, breakdowns or plots"),
+        ("evaluation/validation/evidence", "there are no slices to show"),
     ],
 )
 def test_a_missing_piece_is_left_out_with_a_sentence(folders, tmp_path, missing, sentence):
@@ -161,7 +161,7 @@ def test_a_run_without_evaluation_names_the_command(tmp_path):
 def test_damaged_files_are_named(folders, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(folders / "run", run)
-    file = next((run / "evaluation" / "evidence").glob("*.npz"))
+    file = next((run / "evaluation" / "validation" / "evidence").glob("*.npz"))
     whole = dict(np.load(file))
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match=file.name):
@@ -180,7 +180,7 @@ def test_text_from_files_cannot_become_markup(folders, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     facts |= {"device": "<script>alert(1)</script>", "warnings": ["<b>leak</b>"]}
     (run / "run.json").write_text(json.dumps(facts))
-    table = run / "evaluation" / "cases.csv"
+    table = run / "evaluation" / "validation" / "cases.csv"
     table.write_text(table.read_text().replace("patient003", "<img src=x onerror=y>"))
     page = write_report(run).read_text(encoding="utf-8")
     assert "<script>alert" not in page and "<img" not in page and "<b>leak" not in page
@@ -242,10 +242,10 @@ def test_run_folder_reads_what_is_there(folders):
 def test_mixed_units_are_not_averaged(folders, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(folders / "run", run, ignore=shutil.ignore_patterns("baseline"))
-    rows = metrics.read_cases_csv(run / "evaluation" / "cases.csv")
+    rows = metrics.read_cases_csv(run / "evaluation" / "validation" / "cases.csv")
     rows = [r | {"unit": "voxel"} if r["patient"] == "patient000" else r for r in rows]
-    metrics.write_cases_csv(run / "evaluation" / "cases.csv", rows)
-    summary = json.loads((run / "evaluation" / "summary.json").read_text()) | {"unit": "mixed"}
-    (run / "evaluation" / "summary.json").write_text(json.dumps(summary))
+    metrics.write_cases_csv(run / "evaluation" / "validation" / "cases.csv", rows)
+    summary = json.loads((run / "evaluation" / "validation" / "summary.json").read_text()) | {"unit": "mixed"}
+    (run / "evaluation" / "validation" / "summary.json").write_text(json.dumps(summary))
     assert all(math.isnan(r["hd95"]) for r in files.read(run).cases)
     assert "mixed, not averaged" in Outline(write_report(run).read_text(encoding="utf-8")).text

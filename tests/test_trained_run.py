@@ -103,7 +103,7 @@ def test_the_own_gallery_of_an_older_checkpoint_is_embedded_again_and_kept(run, 
 def test_a_missing_gallery_says_how_to_make_it(run, tmp_path):
     folder = copied(run, tmp_path)
     shutil.rmtree(folder / "gallery")
-    with pytest.raises(UserError, match=r"gallery is missing: make it with jras evaluate --workdir=.*--gallery=FOLDER"):
+    with pytest.raises(UserError, match=r"make it with jras gallery --workdir=.* --split=train.*--gallery=FOLDER"):
         jras_jax.open_run(folder).open_gallery()
 
 

@@ -58,17 +58,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      0 success; 1 some of the inputs could not be processed; 2 a mistake of the user, printed in one line without a
-      traceback.
+      0 success; 1 some of the inputs could not be processed; 2 a mistake of the user or a refusal of the operating
+      system (no space, no permission), printed in one line without a traceback.
     """
     try:
         command, rest = _command(list(sys.argv[1:] if argv is None else argv))
         if command is None:
             overview().parse_args(rest or ["--help"])
             return 0
-        return _run(command, rest)
+        status = _run(command, rest)
+        sys.stdout.flush()
+        return status
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        return _leave(2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _leave(1)
+    except OSError as e:  # the last resort: whoever knows more says more
+        from jras_jax import files
+
+        if os.environ.get("JRAS_VERBOSE"):
+            traceback.print_exc()
+        print(f"error: {files.explained(e)}", file=sys.stderr)
         return _leave(2)
     except Exception:
         if not _several_hosts():
@@ -109,6 +121,10 @@ def _known(name: str) -> str:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    if command in NEED_A_JOB and sys.stderr.isatty() and not os.environ.get("JRAS_VERBOSE"):
+        # XLA's alarm about a slow compile would break into the progress line and has no switch but the level of all its
+        # messages, which is read when JAX is imported. XLA's failures are raised as exceptions all the same.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     module = importlib.import_module(f"jras_jax.commands.{command}")
     p = argparse.ArgumentParser(
         prog=f"jras {command}",

@@ -2,9 +2,10 @@
 
     jras compare RUN_A RUN_B --metrics=dice,hd95 --output=comparison.csv
 
-A run is its folder (evaluation/cases.csv in it is read) or a CSV file of scores. Both must have the same cases. The
-difference is B - A with a bootstrap interval over patients; p is Wilcoxon's signed-rank test on one mean difference per
-patient, Holm-corrected over the structures and their mean of one metric.
+A run is its folder or a CSV file of scores. If a run has several evaluations, --split says which (a folder in its
+evaluation/, such as test). Both must have the same cases. The difference is B - A with a bootstrap interval over
+patients; p is Wilcoxon's signed-rank test on one mean difference per patient, Holm-corrected over the structures and
+their mean of one metric.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     p.add_argument("run_a", type=pathlib.Path, help="folder of run A, or a CSV file of scores")
     p.add_argument("run_b", type=pathlib.Path, help="folder of run B, or a CSV file of scores")
+    p.add_argument("--split", metavar="NAME", help="which evaluation, such as test (default: the only one)")
     p.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"some of {', '.join(METRICS)}")
     p.add_argument("--output", type=pathlib.Path, help="CSV file for the table, with every digit")
     p.add_argument("--allow_partial", action="store_true", help="if the runs' cases differ, compare those they share")
@@ -39,7 +41,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Compares the runs; returns the exit status."""
     metrics = _metric_names(args.metrics)
-    sources = [cases_file(folder) for folder in (args.run_a, args.run_b)]
+    sources = [cases_file(folder, args.split) for folder in (args.run_a, args.run_b)]
     rows = [scores.read_cases_csv(source) for source in sources]
     pairs, unmatched = match_rows(*rows, allow_partial=args.allow_partial)
     if not pairs:

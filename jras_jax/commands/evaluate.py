@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
 
 def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> None:
     """Evaluates a run and the baseline inside it, prints the scores and writes the report."""
+    before = {name: one.checkpoint_step for name, one in folder.evaluations().items()}
     summary = evaluate_one(folder, overrides, submission)
     baseline = evaluate_one(folder.baseline, overrides) if folder.baseline.config.is_file() else None
     if jax.process_index() != 0:
@@ -59,8 +60,11 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
     print_scores(summary, baseline)
     for warning in summary["warnings"]:
         say(f"note: {warning}")
-    page = report.write_report(folder.path, baseline_dir=folder.baseline.path if baseline else None)
-    say(f"scores: {folder.summary}\nreport: {page}")
+    name = summary["evaluation"]
+    if before.get(name) not in (None, summary["checkpoint_step"]):
+        say(f"note: replaces the scores of step {before[name]} with those of step {summary['checkpoint_step']}")
+    page = report.write_report(folder.path, split=name, baseline_dir=folder.baseline.path if baseline else None)
+    say(f"scores: {folder.evaluation(name).summary}\nreport: {page}")
     if submission:
         say(f"masks in the challenge's layout: {submission}")
 

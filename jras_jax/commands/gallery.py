@@ -61,7 +61,8 @@ def make(run: TrainedRun, args: argparse.Namespace, target: pathlib.Path) -> Run
     """
     if not run.config.retrieval.enabled:
         raise UserError(f"the run {run.folder} was trained without retrieval: it has no use for a gallery")
-    if target.resolve() == run.folder.gallery.resolve():
+    is_own = args.split == "train" and not args.add and not args.remove
+    if target.resolve() == run.folder.gallery.resolve() and not is_own:
         raise UserError(
             f"{target} is the run's own gallery, which every evaluation writes again; write this one elsewhere, with "
             "--output=FOLDER"

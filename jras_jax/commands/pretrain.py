@@ -11,6 +11,7 @@ import argparse
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.commands.train import add_config_arguments, check_model, read_config
+from jras_jax.run_folder import run_log
 from jras_jax.training.pretrain import pretrain_retriever
 
 add_arguments = add_config_arguments
@@ -21,6 +22,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     config, folder = read_config(args, overrides)
     enable_compilation_cache()
     check_model(config)
-    written = pretrain_retriever(config, folder, load_data(config.dataset))
+    data = load_data(config.dataset)
+    with run_log.kept(folder):
+        written = pretrain_retriever(config, folder, data)
     say(f"retriever: {written}\nuse it with --config.retriever.init_from={folder}")
     return 0

@@ -1,6 +1,10 @@
 """Writes the report of an evaluated run: one HTML page that needs no network.
 
-jras report RUN_DIR
+    jras report RUN_DIR
+    jras report RUN_DIR --split=validation
+
+The page is about one evaluation, the last one made unless --split names another (a folder in RUN_DIR/evaluation). It is
+written into that folder; the page of the last evaluation is RUN_DIR/report.html too.
 """
 
 from __future__ import annotations
@@ -13,14 +17,15 @@ from jras_jax.report import write_report
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     p.add_argument("run_dir", metavar="RUN_DIR", help="the --workdir of the run")
+    p.add_argument("--split", metavar="NAME", help="which evaluation, such as test (default: the last one made)")
     p.add_argument(
         "--baseline", metavar="DIR", help="run to compare with (default: RUN_DIR/baseline if it is evaluated)"
     )
-    p.add_argument("--output", metavar="FILE", help="where to write (default: RUN_DIR/report.html)")
+    p.add_argument("--output", metavar="FILE", help="write the page to this file alone")
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Writes the page; returns the exit status."""
-    written = write_report(args.run_dir, baseline_dir=args.baseline, output=args.output)
+    written = write_report(args.run_dir, split=args.split, baseline_dir=args.baseline, output=args.output)
     print(f"{written} ({written.stat().st_size / 1e6:.1f} MB)")
     return 0

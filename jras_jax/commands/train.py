@@ -19,6 +19,7 @@ from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.config import Config
 from jras_jax.errors import UserError
+from jras_jax.run_folder import run_log
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, loop
 
@@ -46,7 +47,10 @@ def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[C
     if not args.config:
         raise UserError("training needs --config=FILE, such as --config=configs/demo.py")
     config = _absolute(configs.parse(configs.override(configs.load(args.config), overrides)))
-    return config, RunFolder(args.workdir or f"runs/{config.name}")
+    folder = RunFolder(args.workdir or f"runs/{config.name}")
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"--workdir={folder}: a file of that name is there; choose another folder")
+    return config, folder
 
 
 def _absolute(config: Config) -> Config:
@@ -77,7 +81,9 @@ def train(config: Config, folder: RunFolder) -> pathlib.Path:
     loop.check_folder(config, folder)  # before the data set is built, which may take long
     check_model(config)
     splits = folder.read_splits() if folder.splits.is_file() else None
-    return loop.train(config, folder.path, load_data(config.dataset, splits))
+    data = load_data(config.dataset, splits)
+    with run_log.kept(folder):
+        return loop.train(config, folder.path, data)
 
 
 def check_model(config: Config) -> None:

@@ -91,11 +91,18 @@ def load_saved(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path} is missing: {path.parent} is not the folder of a run (train one first)")
+        raise ConfigError(
+            f"{path} is missing: {path.parent} is not the folder of a run; make one with jras train --config=FILE "
+            f"--workdir={path.parent}"
+        )
+    remedy = "restore it from a copy, or train again in another --workdir"
     try:
-        tree = files.read_json(path, remedy="restore it from a copy, or train again in another --workdir")
+        tree = files.read_json(path, remedy=remedy)
     except files.FileError as e:
         raise ConfigError(str(e)) from e
+    sections = {key.rpartition(".")[0] for key in SETTINGS} - {""}
+    if wrong := [name for name in sorted(sections) if not isinstance(tree.get(name), dict)]:
+        raise ConfigError(f"{path} is damaged (it has no section {wrong[0]}): {remedy}")
     for setting in SETTINGS.values():  # JSON has lists for tuples
         section, _, name = setting.key.rpartition(".")
         holder = tree.get(section, {}) if section else tree

@@ -119,7 +119,7 @@ class Backbone:
     in_channels: Literal[1, 3] = setting(
         1, "channels of the input; 3 repeats grey as RGB, which ImageNet weights expect"
     )
-    init_from: str = setting("", "converted weights (python -m jras_jax.convert); '' starts from scratch")
+    init_from: str = setting("", "converted weights (jras convert); '' starts from scratch")
     frozen: tuple[str, ...] = setting(
         (),
         "regular expressions of parameter paths that do not train",
@@ -156,7 +156,7 @@ class Retriever:
     dim: int = setting(128, "width of the embedding (METHOD)", at_least=1, at_most=65_536)
     dropout: float = setting(0.0, "dropout rate before the head's ReLU (METHOD: 0.3)", at_least=0, below=1)
     init_from: str = setting(
-        "", "converted DINOv2 weights, or the workdir of a pretrain_retriever run; '' starts from scratch"
+        "", "converted DINOv2 weights, or the workdir of a jras pretrain run; '' starts from scratch"
     )
 
 
@@ -299,7 +299,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Pre-training of the retriever, --mode=pretrain_retriever: SimCLR's NT-Xent (METHOD)."""
+    """Pre-training of the retriever, `jras pretrain`: SimCLR's NT-Xent (METHOD)."""
 
     num_steps: int = setting(2_000, "length of the pre-training in steps", at_least=1, at_most=MAX_STEPS)
     batch_size: int = setting(70, "pairs per step, over all devices (METHOD)", at_least=2, at_most=MAX_BATCH)
@@ -339,7 +339,11 @@ class Eval:
         change="free",
     )
     batch_size: int = setting(
-        16, "slices per call; the last call is padded", at_least=1, at_most=MAX_BATCH, change="free"
+        16,
+        "slices per call, which bound the memory of an evaluation; the last call is padded",
+        at_least=1,
+        at_most=MAX_BATCH,
+        change="free",
     )
     gallery: Literal["train"] = setting(
         "train",

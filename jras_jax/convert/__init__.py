@@ -1,4 +1,4 @@
-"""Weights that people have, in our own names: `python -m jras_jax.convert`, and `init_from` to start from them."""
+"""Weights that people have, in our own names: `jras convert`, and `init_from` to start from them."""
 
 from jras_jax.convert.rules import ConversionError
 from jras_jax.convert.weights import init_from, load, provenance, save

@@ -15,7 +15,7 @@ from typing import Any
 
 import flax.traverse_util
 
-from jras_jax import models
+from jras_jax import files, models
 from jras_jax.convert import rules, sources, weights
 from jras_jax.convert.tables import TABLES, Fields, Table
 from jras_jax.errors import UserError
@@ -47,7 +47,7 @@ def convert(source: str, model: str, output: pathlib.Path, variant: str = "") ->
         "absent": [part for part in table.optional if not any(name.startswith(part) for name in arrays)],
     }
     weights.save(output / weights.FILE, flax.traverse_util.unflatten_dict(arrays, sep="/"), facts)
-    (output / "provenance.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    files.write_text(output / "provenance.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
     return facts
 
 

@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads what `save` or the converter wrote: {'params': nested dict, and 'batch_stats' where the model has it}.
 
     Args:
-      path: the file, or the folder that `python -m jras_jax.convert` wrote.
+      path: the file, or the folder that `jras convert` wrote.
 
     Raises:
       UserError: no such file, or not one of ours.
@@ -148,16 +148,19 @@ def _read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     path = pathlib.Path(path)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: no such file; python -m jras_jax.convert writes it")
+        raise UserError(f"{path}: no such file; make it with jras convert SOURCE --model=NAME --output={path.parent}")
     try:
         with safetensors.safe_open(path, "np") as file:
             header = (file.metadata() or {}).get("provenance")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        facts = json.loads(header or "{}")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); convert it again, or restore it"
+        ) from error
     if header is None or not all(name.startswith(tuple(f"{c}/" for c in COLLECTIONS)) for name in arrays):
-        raise UserError(f"{path}: not converted yet: python -m jras_jax.convert {path} --model=NAME --output=DIR")
-    return arrays, json.loads(header)
+        raise UserError(f"{path}: not converted yet: jras convert {path} --model=NAME --output=DIR")
+    return arrays, facts
 
 
 def _has_collections(tree: Mapping[str, Any]) -> bool:

@@ -25,8 +25,8 @@ RULE = (
     "(over patients) above 0; neither, where there is none"
 )
 UNMEASURED = (
-    "post-processing or test-time augmentation is on, but this checkpoint's --mode=choose did not choose it on the "
-    "validation fold: do not pick it by these test scores"
+    "post-processing or test-time augmentation is on, but jras choose did not choose it on the validation fold for "
+    "this checkpoint: do not pick it by these test scores"
 )
 
 Row = Mapping[str, Any]
@@ -94,7 +94,7 @@ def unmeasured(run: TrainedRun) -> bool:
     if used == PLAIN:
         return False
     try:
-        known = files.read_json(run.folder.choices, remedy="run --mode=choose")
+        known = files.read_json(run.folder.choices, remedy="make it with jras choose")
     except files.FileError:
         return True
     return known.get("chosen") != used or known.get("checkpoint_step") != run.step

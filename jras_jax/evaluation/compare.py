@@ -21,6 +21,7 @@ from typing import Any
 from jras_jax.errors import UserError
 from jras_jax.evaluation import metrics as scores
 from jras_jax.evaluation import statistics
+from jras_jax.run_folder.layout import RunFolder
 
 METRICS = ("dice", "jaccard", *scores.DISTANCES)
 DEFAULT_METRICS = ("dice", *scores.DISTANCES)
@@ -61,20 +62,24 @@ class Comparison:
     per_patient: Mapping[str, float] = dataclasses.field(default_factory=dict, repr=False)
 
 
-def cases_file(run: pathlib.Path) -> pathlib.Path:
+def cases_file(run: pathlib.Path, evaluation: str | None = None) -> pathlib.Path:
     """The table of scores of a run folder; a CSV file is its own.
 
+    Args:
+      run: the folder or file.
+      evaluation: which of the run's evaluations; may be None if there is only one.
+
     Raises:
-      UserError: neither is there.
+      UserError: neither is there, or the run has several evaluations and none is named.
     """
     if run.is_file():
         return run
-    file = run / "evaluation" / "cases.csv"
     if not run.exists():
         raise UserError(f"{run}: there is no such run folder or CSV file")
-    if not file.is_file():
-        raise UserError(f"{file} is missing: evaluate the run first (run.py --mode=evaluate --workdir={run})")
-    return file
+    there = RunFolder(run).evaluations()
+    if evaluation is None and len(there) > 1:
+        raise UserError(f"{run} has several evaluations: choose one of {', '.join(there)} with --split=NAME")
+    return RunFolder(run).find_evaluation(evaluation).cases
 
 
 def match_rows(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import math
+import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from jras_jax import config as configs
 from jras_jax import files
 from jras_jax.data import Volume
 from jras_jax.data.load import RunData
@@ -19,6 +23,7 @@ from jras_jax.evaluation.evidence import EvidenceWriter
 from jras_jax.inference.segmenter import VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.run_folder import provenance
+from jras_jax.run_folder.layout import RETRIEVAL_OPTIONS, evaluation_name
 
 POSITION_COLUMNS = (
     *("patient", "phase", "position", "structure", "dice", "jaccard"),
@@ -39,47 +44,109 @@ def evaluate(
     submission: str | pathlib.Path | None = None,
     progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
 ) -> dict[str, Any]:
-    """Evaluates a run on `config.eval.split`; replaces `evaluation/` in its folder.
+    """Evaluates a run on `config.eval.split` and writes the files of that evaluation, whole or not at all.
+
+    They go to `evaluation/SPLIT/` in the run's folder, or to a folder that names the options too if these change the
+    scores (see `name_of`), so that no evaluation replaces another one.
 
     Args:
       run: opened with the overrides that this evaluation wants.
       data: its data set, with the run's own splits.
-      submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`.
+      submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`; each
+        patient's are written when they are complete.
       progress: wraps the volumes to show how far the evaluation is.
 
     Returns:
-      The summary, as written to `evaluation/summary.json`.
+      The summary, as written to summary.json.
 
     Raises:
       UserError: the data set has no patients in that split, or a file cannot be written.
     """
-    config, folder = run.config, run.folder
+    config = run.config
     volumes = data.part(config.eval.split)
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
     scores = _Scores()
-    retrieved = evaluator.RetrievedMasks(table) if table is not None else None
-    evidence = EvidenceWriter(folder.evidence, config.eval.evidence_cases, table)
+    retrieved = evaluator.RetrievedMasks(table, controls=True) if table is not None else None
+    evidence = EvidenceWriter(config.eval.evidence_cases, table)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
-    masks: list[export.Prediction] = []
+    masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
     for volume, prediction in evaluator.predictions(
         segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
     ):
-        if submission is not None:
-            masks.append((volume, prediction.labels))
+        masks.add(volume, prediction.labels)
         evidence.add(volume, prediction, scores.add(volume, prediction))
         if retrieved is not None:
             retrieved.add(prediction)
     summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
     if jax.process_index() == 0:
-        evidence.write()
-        metrics.write_cases_csv(folder.cases, scores.cases)
-        metrics.write_cases_csv(folder.positions, scores.positions, POSITION_COLUMNS)
-        files.write_json(folder.summary, summary)
-        if submission is not None:
-            write = export.export_mnms if config.dataset.convention == "mnms" else export.export_acdc
-            write(masks, submission, data.scans)
+        _write(run, scores, evidence, summary)
     return summary
+
+
+def name_of(run: TrainedRun) -> str:
+    """The name of a run's evaluation with the options it is opened with.
+
+    The split alone, such as 'test'; with post-processing, test-time augmentation or another way to retrieve than the
+    run was trained with, these too, such as 'test+tta=True+strategy=random'.
+    """
+    used = {"postprocess": run.config.eval.postprocess, "tta": run.config.eval.tta}
+    options = {key: value for key, value in used.items() if value != choose.PLAIN[key]}
+    if run.config.retrieval.enabled:
+        trained = configs.load_saved(run.folder.config).retrieval
+        for key in RETRIEVAL_OPTIONS:
+            value = getattr(run.config.retrieval, key)
+            if value != trained.get(key, value):
+                options[key] = value
+    return evaluation_name(run.config.eval.split, options)
+
+
+def _write(run: TrainedRun, scores: _Scores, evidence: EvidenceWriter, summary: Mapping[str, Any]) -> None:
+    """Writes the files of an evaluation, all of them or none."""
+    place = run.folder.evaluation(summary["evaluation"])
+    with files.filling(place.path) as folder:
+        new = dataclasses.replace(place, path=folder)
+        evidence.write(new.evidence)
+        metrics.write_cases_csv(new.cases, scores.cases)
+        metrics.write_cases_csv(new.positions, scores.positions, POSITION_COLUMNS)
+        files.write_json(new.summary, summary)
+    # What the same evaluation left before and does not belong to these scores.
+    stale = [file for file in place.evidence.glob("*.npz") if file.stem not in evidence.names]
+    for file in [*stale, place.report]:
+        file.unlink(missing_ok=True)
+    files.write_json(run.folder.last, {"evaluation": place.name})
+
+
+class _Submission:
+    """Writes the masks of each patient in the challenge's layout as soon as all of the patient's cases are there.
+
+    Args:
+      volumes: all that will come.
+      convention: whose layout, 'acdc' or 'mnms'.
+      folder: where to; None writes nothing.
+      scans: the folder that the volumes' sources are relative to.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        convention: str,
+        folder: str | pathlib.Path | None,
+        scans: str | os.PathLike[str],
+    ):
+        self._left = collections.Counter(volume.patient for volume in volumes)
+        self._kept: dict[str, list[export.Prediction]] = {}
+        self._export = export.export_mnms if convention == "mnms" else export.export_acdc
+        self._folder, self._scans = folder if jax.process_index() == 0 else None, scans
+
+    def add(self, volume: Volume, labels: np.ndarray) -> None:
+        """Takes the labels (X, Y, Z) of a case; raises what the export does."""
+        if self._folder is None:
+            return
+        self._kept.setdefault(volume.patient, []).append((volume, labels))
+        self._left[volume.patient] -= 1
+        if not self._left[volume.patient]:
+            self._export(self._kept.pop(volume.patient), self._folder, self._scans)
 
 
 class _Scores:
@@ -147,10 +214,11 @@ def _summary(
     return metrics.aggregate(scores.cases) | {
         "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
         "split": config.eval.split,
+        "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
         "unit": units.pop() if len(units) == 1 else "mixed",
         "gallery": guided_by,
-        "retrieval": retrieved.summary(controls=True) if retrieved is not None else {},
+        "retrieval": retrieved.summary() if retrieved is not None else {},
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
         "clinical": clinical.clinical_summary(scores.cases),
         "uncertainty": scores.uncertainty(),

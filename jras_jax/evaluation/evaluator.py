@@ -71,8 +71,17 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
     return [shared | row for row in metrics.position_scores(volume.mask, prediction.labels)]
 
 
-def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable | None) -> dict[str, float]:
-    """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more."""
+def validate(
+    segmenter: Segmenter,
+    volumes: Sequence[Volume],
+    table: SliceTable | None,
+    *,
+    seen: Callable[[Volume, VolumePrediction], None] = lambda volume, prediction: None,
+) -> dict[str, float]:
+    """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more.
+
+    `seen` is called with each volume and its prediction.
+    """
     start = time.monotonic()
     scores: list[dict[str, float]] = []
     retrieved = RetrievedMasks(table) if table is not None else None
@@ -81,6 +90,7 @@ def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable 
         scores.append({name: c.dice for name, c in structure_counts(volume.mask, prediction.labels).items()})
         if retrieved is not None:
             retrieved.add(prediction)
+        seen(volume, prediction)
     values = {f"val/dice_{name}": float(np.mean([s[name] for s in scores])) for name in STRUCTURES}
     values["val/dice"] = float(np.mean(list(values.values())))
     if retrieved is not None:
@@ -90,37 +100,38 @@ def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable 
 
 
 class RetrievedMasks:
-    """Collects what was retrieved for each query slice, and how well its masks match the truth."""
+    """Measures what was retrieved for each query slice; of each volume only its values are kept, not its slices.
 
-    def __init__(self, table: SliceTable):
+    Args:
+      table: the gallery's slices.
+      controls: whether to measure random rows, pixel similarity and the oracle too (slower).
+    """
+
+    def __init__(self, table: SliceTable, *, controls: bool = False):
         self._table = table
-        self._truth: list[np.ndarray] = []
-        self._images: list[np.ndarray] = []
+        self._controls = measures.Controls(table.masks, table.images) if controls else None
+        self._first: list[np.ndarray] = []
+        self._mixed: list[np.ndarray] = []
         self._indices: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
-        self._patients: list[np.ndarray] = []
 
     def add(self, prediction: VolumePrediction) -> None:
         """Adds the slices of a labelled volume that have foreground."""
         assert prediction.masks is not None
         kept = prediction.masks.any((1, 2))
-        self._truth.append(prediction.masks[kept])
-        self._images.append(prediction.images[kept])
-        self._indices.append(prediction.slices.indices[kept])
-        self._weights.append(prediction.slices.weights[kept])
-        self._patients.append(np.full(int(kept.sum()), prediction.patient, np.int32))
+        truth, indices = prediction.masks[kept], prediction.slices.indices[kept]
+        weights = prediction.slices.weights[kept]
+        first, mixed = measures.guide_dice(truth, indices, weights, self._table.masks)
+        self._first.append(first)
+        self._mixed.append(mixed)
+        self._indices.append(indices)
+        self._weights.append(weights)
+        if self._controls is not None:
+            allowed = np.full(len(truth), prediction.patient)[:, None] != self._table.patient[None]
+            self._controls.add(truth, prediction.images[kept], allowed)
 
-    def summary(self, controls: bool = False) -> dict[str, float]:
-        """Dice of the retrieved masks at 1 and at k; entropy; share of the gallery used.
-
-        With `controls` also the same Dice for random rows, pixel similarity and the oracle (slower).
-        """
-        truth, indices = np.concatenate(self._truth), np.concatenate(self._indices)
-        weights = np.concatenate(self._weights)
-        values = measures.summary(truth, indices, weights, self._table.masks)
-        if controls:
-            patients = np.concatenate(self._patients)
-            allowed = patients[:, None] != self._table.patient[None]
-            images = np.concatenate(self._images)
-            values |= measures.controls(truth, images, allowed, self._table.masks, self._table.images)
-        return values
+    def summary(self) -> dict[str, float]:
+        """Dice of the retrieved masks at 1 and at k; entropy; share of the gallery used; the controls if wanted."""
+        first, mixed, indices, weights = map(np.concatenate, (self._first, self._mixed, self._indices, self._weights))
+        values = measures.averages(first, mixed, indices, weights, len(self._table.masks))
+        return values | (self._controls.averages() if self._controls is not None else {})

@@ -18,13 +18,12 @@ class EvidenceWriter:
     """Keeps the slices and guides of the worst and the best cases, half of each.
 
     Args:
-      folder: for CASE.npz.
       cases: how many to keep; 0 keeps none.
       table: the gallery's slices; None for a run without retrieval.
     """
 
-    def __init__(self, folder: pathlib.Path, cases: int, table: SliceTable | None):
-        self._folder, self._cases, self._table = folder, cases, table
+    def __init__(self, cases: int, table: SliceTable | None):
+        self._cases, self._table = cases, table
         self._kept: list[tuple[float, str, dict[str, Any]]] = []
 
     def add(self, volume: Volume, prediction: VolumePrediction, dice: float) -> None:
@@ -52,15 +51,17 @@ class EvidenceWriter:
             self._kept.sort(key=lambda entry: entry[:2])
             del self._kept[self._cases // 2]
 
-    def write(self) -> None:
-        """Writes the files, in place of those of an earlier evaluation."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob("*.npz"):
-            old.unlink()
+    @property
+    def names(self) -> list[str]:
+        """The cases that are kept."""
+        return [case for _, case, _ in self._kept]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes CASE.npz of every case that is kept; raises FileError."""
         for _, case, arrays in self._kept:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
-            with files.replacing(self._folder / f"{case}.npz") as temporary:
+            with files.replacing(folder / f"{case}.npz") as temporary:
                 temporary.write_bytes(buffer.getvalue())
 
 

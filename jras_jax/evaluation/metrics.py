@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from jras_jax import files
 from jras_jax.data import STRUCTURES
 from jras_jax.data.dice import count, structure_counts
 from jras_jax.data.slice_table import base_first
@@ -310,18 +311,18 @@ def write_cases_csv(
 
     Raises:
       ValueError: a row lacks one of `columns`.
+      FileError: the file cannot be written.
     """
     names = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        for row in rows:
-            missing = [c for c in columns if c not in row]
-            if missing:
-                raise ValueError(f"a row for {path} has no {', '.join(missing)}: {dict(row)}")
-            writer.writerow({k: _as_text(v) for k, v in row.items()})
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, names, restval="")
+    writer.writeheader()
+    for row in rows:
+        missing = [c for c in columns if c not in row]
+        if missing:
+            raise ValueError(f"a row for {path} has no {', '.join(missing)}: {dict(row)}")
+        writer.writerow({k: _as_text(v) for k, v in row.items()})
+    files.write_text(path, buffer.getvalue())
 
 
 def _as_text(value: Any) -> Any:
@@ -330,7 +331,7 @@ def _as_text(value: Any) -> Any:
 
 
 def read_cases_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads what `write_cases_csv` wrote, and the scores of `python -m jras_jax.evaluation`.
+    """Reads what `write_cases_csv` wrote, and the scores of `jras score`.
 
     Names stay text (patient '001' too); in other columns integers and decimals become int and float, an empty cell
     NaN, and what is not a number stays text.
@@ -338,18 +339,13 @@ def read_cases_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       UserError: no such file, no row, or not such a table; the missing column is named.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; it should be a table of scores (cases.csv)")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in ("patient", "phase", "structure", "dice") if c not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path}: not a table of scores; it has no column {', '.join(missing)}")
-        rows = [{k: _as_value(k, v) for k, v in row.items() if k is not None} for row in reader]
+    columns, rows = files.read_rows(path, remedy="a table of scores (cases.csv) belongs there; write it again")
+    missing = [c for c in ("patient", "phase", "structure", "dice") if c not in columns]
+    if missing:
+        raise UserError(f"{path}: not a table of scores; it has no column {', '.join(missing)}")
     if not rows:
         raise UserError(f"{path}: the table has no rows")
-    return rows
+    return [{k: _as_value(k, v) for k, v in row.items()} for row in rows]
 
 
 def _as_value(column: str, text: str | None) -> Any:

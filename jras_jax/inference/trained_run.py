@@ -203,12 +203,10 @@ class TrainedRun:
 
     def _own_gallery(self) -> RunGallery:
         own = self.folder.gallery
+        how = f"jras gallery --workdir={self.folder} --split=train --output={own}"
         if not own.is_dir():
-            raise UserError(
-                f"{own} is missing: make it with jras evaluate --workdir={self.folder}, or name another with "
-                "--gallery=FOLDER"
-            )
-        table, embeddings = gallery_files.read(own)
+            raise UserError(f"{own} is missing: make it with {how}, or name another with --gallery=FOLDER")
+        table, embeddings = gallery_files.read(own, how=how)
         description = f"the run's own, {table.contents}"
         if gallery_files.fingerprint_of(own) == self.fingerprint:
             return self.make_gallery(table, embeddings=embeddings, description=description)
@@ -290,7 +288,9 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     """
     folder = RunFolder(workdir)
     if not folder.path.is_dir():
-        raise UserError(f"--workdir={workdir}: no such folder; train first: run.py --config=... --workdir={workdir}")
+        raise UserError(
+            f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
+        )
     configs.check_opened(overrides)
     config = configs.parse(configs.override(configs.load_saved(folder.config), overrides))
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)

@@ -17,7 +17,7 @@ TITLE = "Groups, vendors, positions"
 def structures(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Scores per structure and phase: box plots and a table."""
     if not run.cases:
-        return section("structures", "Structures", absent("Needs evaluation/cases.csv."))
+        return section("structures", "Structures", absent("Needs cases.csv."))
     groups = analysis.group_rows(run.cases, "structure", "phase")
     other = analysis.group_rows(baseline.cases, "structure", "phase") if baseline else {}
     labels = [" ".join(filter(None, g)) for g in groups]
@@ -106,7 +106,7 @@ _POSITIONS = {"base": "Base", "mid": "Middle", "apex": "Apex"}
 def breakdowns(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Scores by pathology group, vendor, centre and slice position."""
     if not run.cases:
-        return section("breakdowns", TITLE, absent("Needs evaluation/cases.csv."))
+        return section("breakdowns", TITLE, absent("Needs cases.csv."))
     parts: list[Any] = []
     single: list[str] = []
     for column, title in (("group", "Pathology group"), ("vendor", "Vendor"), ("centre", "Centre")):

@@ -44,8 +44,9 @@ def section_of(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[
     else:
         parts.append(
             absent(
-                "evaluation/evidence holds no case, so there are no slices to show "
-                "(set eval.evidence_cases above 0 and evaluate again)."
+                "The evaluation kept no case, so there are no slices to show; "
+                f"jras evaluate --workdir={run.path} --config.eval.split={run.evaluation.partition('+')[0]} "
+                "--config.eval.evidence_cases=8 keeps some."
             )
         )
     if found:
@@ -59,7 +60,7 @@ def _heading(
 ) -> tuple[str, str]:
     """A panel's heading and the line of figures under it."""
     if case is None:
-        return f"{item.name}: Dice {number(item.dice)}", "This case is not in evaluation/cases.csv."
+        return f"{item.name}: Dice {number(item.dice)}", "This case is not in cases.csv."
     rank, total = ranks[item.name], len(ranks)
     low = f"{rank + 1} of {total} from the lowest"
     place = low if rank < total / 2 else f"{total - rank} of {total} from the highest"

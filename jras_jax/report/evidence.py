@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,7 @@ def load(name: str, path: pathlib.Path) -> Evidence:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e:
         raise ReportError(f"{path} is not a readable .npz file ({e}); evaluate the run again") from e
     missing = {"image", "truth", "prediction"} - set(found)
     if missing:

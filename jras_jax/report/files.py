@@ -1,8 +1,7 @@
-"""The files of a run as the report reads them: every file but evaluation/summary.json may be missing."""
+"""The files of a run as the report reads them: every file but summary.json may be missing."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import pathlib
@@ -25,18 +24,20 @@ class ReportedRun:
 
     Attributes:
       path: the folder.
+      evaluation: the name of the evaluation, such as 'test'; the files from `summary` to `evidence` are in its folder.
       config, facts, splits: config.json, run.json, splits.json; empty where the file is missing.
       metrics: metrics.csv, column -> list of (step, value), steps ascending, empty cells left out.
-      summary: evaluation/summary.json.
-      cases: evaluation/cases.csv as `jras_jax.evaluation.metrics.read_cases_csv` gives it, one mapping a structure of
+      summary: summary.json.
+      cases: cases.csv as `jras_jax.evaluation.metrics.read_cases_csv` gives it, one mapping a structure of
         a case; empty where the file is missing; without distances where their units are mixed.
-      positions: evaluation/positions.csv, rows as `metrics.position_scores` gives them with patient and phase; empty
+      positions: positions.csv, rows as `metrics.position_scores` gives them with patient and phase; empty
         where the file is missing.
       evidence: case name -> .npz file.
       choices: evaluation/choices.json, which options validation chose; empty where they were not measured.
     """
 
     path: pathlib.Path
+    evaluation: str
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
     splits: Mapping[str, Any]
@@ -64,32 +65,64 @@ class ReportedRun:
         return list(dict.fromkeys(str(w) for w in both))
 
 
-def read(path: str | pathlib.Path) -> ReportedRun:
+def read(path: str | pathlib.Path, evaluation: str | None = None) -> ReportedRun:
     """Reads a run folder.
 
+    Args:
+      path: the folder.
+      evaluation: the name of one of its evaluations; None is the last one made.
+
     Raises:
-      ReportError: there is no such folder, it holds no evaluation, or a file in it is not what its name says.
+      ReportError: there is no such folder, it holds no such evaluation, or a file in it is not what its name says.
     """
     folder = RunFolder(path)
     if not folder.path.is_dir():
         raise ReportError(f"{path}: no such run folder; give the --workdir of a run")
-    if not folder.summary.is_file():
+    scores = folder.find_evaluation(evaluation)
+    again = f"write it again with jras evaluate --workdir={path} --config.eval.split={scores.split}"
+    optional = "restore it from a copy, or delete it to leave it out of the report"
+    summary = files.read_json(scores.summary, remedy=again)
+    _check(scores.summary, summary, _SUMMARY, again)
+    cases = _cases(scores.cases)
+    counted = (summary.get("mean") or {}).get("n")
+    if cases and isinstance(counted, int) and counted != len(cases):
         raise ReportError(
-            f"{folder.summary} is missing: this run has not been evaluated. Evaluate it with: "
-            f"jras evaluate --workdir={path}"
+            f"{scores.cases} has {len(cases)} rows, but {scores.summary} counts {counted}: one is not whole; {again}"
         )
     return ReportedRun(
         path=folder.path,
-        config=_json(folder.config),
-        facts=_json(folder.facts),
-        splits=_json(folder.splits),
-        metrics=_metrics(folder.metrics),
-        summary=_json(folder.summary),
-        cases=_cases(folder.cases),
-        positions=read_cases_csv(folder.positions) if folder.positions.is_file() else [],
-        evidence={f.stem: f for f in sorted(folder.evidence.glob("*.npz"))},
-        choices=_json(folder.choices),
+        evaluation=scores.name,
+        config=_json(folder.config, _CONFIG, optional),
+        facts=_json(folder.facts, _FACTS, optional),
+        splits=_json(folder.splits, _SPLITS, optional),
+        metrics=_metrics(folder.metrics, optional),
+        summary=summary,
+        cases=cases,
+        positions=read_cases_csv(scores.positions) if scores.positions.is_file() else [],
+        evidence={f.stem: f for f in sorted(scores.evidence.glob("*.npz"))},
+        choices=_json(folder.choices, _CHOICES, f"make it again with jras choose --workdir={path}, or delete it"),
     )
+
+
+# The kinds of those entries that the page takes apart; others it shows as they are.
+_SUMMARY: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("mean", "by", "gallery", "retrieval", "paper_2d", "clinical", "uncertainty"), dict),
+    **dict.fromkeys(("split", "unit", "protocol", "name"), str),
+    "warnings": list,
+}
+_FACTS = {"warnings": list, "versions": (dict, str), "earlier_starts": list, "parameters": dict}
+_CHOICES = {"options": list, "chosen": dict, "patients": int, "rule": str}
+_SPLITS = dict.fromkeys(("train", "validation", "test"), list)
+_CONFIG = dict.fromkeys(("dataset", "backbone", "retrieval", "fusion"), dict) | {"name": str}
+
+
+def _check(path: pathlib.Path, content: Mapping[str, Any], kinds: Mapping[str, Any], remedy: str) -> None:
+    """Raises ReportError if an entry is there and of another kind."""
+    for key, kind in kinds.items():
+        if key in content and not isinstance(content[key], kind):
+            raise ReportError(f"{path} is damaged ({key!r} is a {type(content[key]).__name__}): {remedy}")
+    if not all(isinstance(option, dict) for option in content.get("options") or ()):
+        raise ReportError(f"{path} is damaged ('options' holds other things than objects): {remedy}")
 
 
 def _cases(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -105,32 +138,33 @@ def case_name(row: Mapping[str, Any]) -> str:
     return f"{row['patient']}_{row['phase']}" if row["phase"] else str(row["patient"])
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def _json(path: pathlib.Path, kinds: Mapping[str, Any], remedy: str) -> dict[str, Any]:
     """The content of a JSON file; {} if it is missing."""
     if not path.is_file():
         return {}
-    try:
-        return files.read_json(path, remedy="write it again, or delete it to leave it out of the report")
-    except files.FileError as e:
-        raise ReportError(str(e)) from e
+    content = files.read_json(path, remedy=remedy)
+    _check(path, content, kinds, remedy)
+    return content
 
 
-def _metrics(path: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+def _metrics(path: pathlib.Path, remedy: str) -> dict[str, list[tuple[int, float]]]:
     if not path.is_file():
         return {}
     out: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="") as f:
-        for line, row in enumerate(csv.DictReader(f), 2):
-            step = _float(row.pop("step", "") or "", f"{path} line {line} column step")
-            for column, cell in row.items():
-                if cell and column:
-                    value = _float(cell, f"{path} line {line} column {column}")
-                    out.setdefault(column, []).append((int(step), value))
+    # The run may be training just now.
+    for line, row in enumerate(files.read_rows(path, remedy=remedy, growing=True)[1], 2):
+        step = row.pop("step", "")
+        if not step.isdigit():
+            raise ReportError(f"{path} line {line} column step: {step!r} is not a step: {remedy}")
+        for column, cell in row.items():
+            if cell and column:
+                value = _float(cell, f"{path} line {line} column {column}", remedy)
+                out.setdefault(column, []).append((int(step), value))
     return {column: sorted(points) for column, points in out.items()}
 
 
-def _float(cell: str, where: str) -> float:
+def _float(cell: str, where: str, remedy: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise ReportError(f"{where}: {cell!r} is not a number") from None
+        raise ReportError(f"{where}: {cell!r} is not a number: {remedy}") from None

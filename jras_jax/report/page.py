@@ -13,37 +13,57 @@ from jras_jax import files
 from jras_jax.report import analysis, breakdowns, cases, evidence, process, results
 from jras_jax.report.files import ReportedRun, read
 from jras_jax.report.markup import Html, element, join, paragraph, plural
-from jras_jax.run_folder.layout import RunFolder
+from jras_jax.run_folder.layout import RunFolder, without_retrieval
 
 
 def write_report(
     run_dir: str | os.PathLike[str],
     *,
+    split: str | None = None,
     baseline_dir: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-    """Writes the report of a run: one HTML file, no network, the same bytes from the same files.
+    """Writes the report of one evaluation of a run: one HTML file, no network, the same bytes from the same files.
 
     Args:
-      run_dir: a run folder with evaluation/summary.json; any other file may be missing, and the page then says so.
-      baseline_dir: another run folder to compare with; None takes `run_dir`/baseline where that one is evaluated.
-      output: the file to write; None is `run_dir`/report.html.
+      run_dir: a run folder with a summary.json in it; any other file may be missing, and the page then says so.
+      split: the name of the evaluation, a folder in `run_dir`/evaluation; None is the last one made.
+      baseline_dir: another run folder to compare with; None takes `run_dir`/baseline if that one is evaluated likewise.
+      output: the file to write; None is report.html in the folder of the evaluation, and `run_dir`/report.html too if
+        it is the last one made.
 
     Returns:
-      The file written.
+      The file written; `run_dir`/report.html if it is one of two.
 
     Raises:
       ReportError: a folder is missing or not evaluated (the message says which command does it), or a file is damaged.
     """
-    run = read(os.fspath(run_dir))
-    beside = RunFolder(run.path).baseline.path
+    run = read(os.fspath(run_dir), split)
+    folder = RunFolder(run.path)
     if baseline_dir is not None:
-        baseline: ReportedRun | None = read(os.fspath(baseline_dir))
+        baseline: ReportedRun | None = read(
+            os.fspath(baseline_dir), _of_baseline(RunFolder(baseline_dir), run.evaluation)
+        )
     else:
-        baseline = read(beside) if RunFolder(beside).summary.is_file() else None
-    target = pathlib.Path(output) if output is not None else RunFolder(run.path).report
-    files.write_text(target, build(run, baseline))
-    return target
+        like = _of_baseline(folder.baseline, run.evaluation)
+        baseline = read(folder.baseline.path, like) if like in folder.baseline.evaluations() else None
+    text = build(run, baseline)
+    if output is not None:
+        files.write_text(output, text)
+        return pathlib.Path(output)
+    place = folder.find_evaluation(run.evaluation)
+    if place.path != folder.evaluation("").path:  # an older version's has no folder
+        files.write_text(place.report, text)
+        if place != folder.find_evaluation():
+            return place.report
+    files.write_text(folder.report, text)
+    return folder.report
+
+
+def _of_baseline(baseline: RunFolder, evaluation: str) -> str:
+    """The name of the baseline's evaluation to compare with: the same; without options of retrieval if it has none."""
+    there = baseline.evaluations()
+    return evaluation if evaluation in there else without_retrieval(evaluation)
 
 
 def build(run: ReportedRun, baseline: ReportedRun | None) -> str:
@@ -66,7 +86,7 @@ def build(run: ReportedRun, baseline: ReportedRun | None) -> str:
     assets = resources.files(__package__).joinpath("assets")
     template, style, script = (assets.joinpath(n).read_text("utf-8") for n in ("page.html", "style.css", "report.js"))
     return string.Template(template).substitute(
-        title=element("title", f"{run.name}: report"),
+        title=element("title", f"{run.name}: report, {run.evaluation}"),
         policy=_policy(style, script),
         style=style,
         script=script,

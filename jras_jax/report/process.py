@@ -94,7 +94,7 @@ def retriever(run: ReportedRun) -> Section:
     if run.config.get("retrieval", {}).get("enabled") is False:
         return section("retriever", title, absent("This run works without retrieval (retrieval.enabled is False)."))
     if not measures:
-        return section("retriever", title, absent("evaluation/summary.json has no retrieval measures."))
+        return section("retriever", title, absent("summary.json has no retrieval measures."))
     rows = [(label, measures[k], own) for k, (label, own) in RETRIEVED.items() if k in measures]
     parts: list[Any] = []
     if rows:
@@ -144,7 +144,7 @@ def uncertainty(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping
     }
     signs = {name: values for name, values in signs.items() if not all(math.isnan(v) for v in values)}
     if not signs:
-        return section("uncertainty", title, absent("evaluation/cases.csv has no entropy or guide agreement."))
+        return section("uncertainty", title, absent("cases.csv has no entropy or guide agreement."))
     plots, rows = [], []
     dice = [c.dice for c in found]
     for name, values in signs.items():
@@ -209,7 +209,7 @@ def options(run: ReportedRun) -> Section:
             title,
             absent(
                 "Whether they help was not measured on validation: "
-                f"python run.py --mode=choose --workdir={run.path} does that, then evaluate again."
+                f"jras choose --workdir={run.path} does that; then evaluate again."
             ),
         )
     used = _option_name({"postprocess": run.summary.get("postprocess"), "tta": run.summary.get("tta")})

@@ -53,7 +53,7 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
             "headline",
             "Headline",
             _from_summary(run),
-            absent("evaluation/cases.csv is missing: no intervals, tests, breakdowns or plots can be given."),
+            absent("cases.csv is missing: no intervals, tests, breakdowns or plots can be given."),
         )
     own = {m: analysis.summarise(run.cases, m) for m in analysis.MEASURES}
     tiles = [_tile(m, own[m], run.unit) for m in analysis.MEASURES]
@@ -61,7 +61,7 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     if baseline is None:
         parts.append(absent("No evaluated baseline was given: whether retrieval helps cannot be read from this page."))
     elif not baseline.cases:
-        parts.append(absent(f"The baseline {baseline.path.name} has no evaluation/cases.csv: it cannot be compared."))
+        parts.append(absent(f"The baseline {baseline.path.name} has no cases.csv: it cannot be compared."))
     elif baseline.unit != run.unit:
         parts.append(
             absent(f"The baseline's distances are in {baseline.unit}, this run's in {run.unit}: not compared.")
@@ -217,7 +217,7 @@ def clinical_section(run: ReportedRun) -> Section:
     title = "Clinical indices"
     phases = {r["phase"] for r in run.cases}
     if not run.cases or not phases & set(PHASES):
-        return section("clinical", title, absent("Needs evaluation/cases.csv with the phases ED and ES."))
+        return section("clinical", title, absent("Needs cases.csv with the phases ED and ES."))
     found = analysis.clinical_indices(run.cases)
     if not found:
         return section("clinical", title, absent("No patient has the volumes that the indices need."))

@@ -14,6 +14,7 @@ from jras_jax.data.slice_table import ROWS, SliceTable
 from jras_jax.errors import UserError
 
 ARRAYS, FACTS = "gallery.safetensors", "gallery.json"
+HOW = "jras gallery --workdir=RUN --input=SCANS --output=FOLDER"
 
 
 class GalleryError(UserError):
@@ -58,12 +59,15 @@ def fingerprint_of(folder: str | pathlib.Path) -> str:
     return _facts(pathlib.Path(folder))["fingerprint"]
 
 
-def read(folder: str | pathlib.Path, fingerprint: str | None = None) -> tuple[SliceTable, np.ndarray]:
+def read(
+    folder: str | pathlib.Path, fingerprint: str | None = None, *, how: str = HOW
+) -> tuple[SliceTable, np.ndarray]:
     """Reads a stored gallery.
 
     Args:
       folder: that `save` wrote.
       fingerprint: of the retriever that will search it; None does not compare.
+      how: the command that makes this gallery, for messages.
 
     Returns:
       The slices and their embeddings (N, D) float32.
@@ -72,33 +76,36 @@ def read(folder: str | pathlib.Path, fingerprint: str | None = None) -> tuple[Sl
       GalleryError: there is no gallery, it is damaged, or another retriever made it.
     """
     folder = pathlib.Path(folder)
-    facts = _facts(folder)
+    facts = _facts(folder, how)
     path = folder / ARRAYS
     if not path.is_file():
-        raise GalleryError(f"{path} is missing: the gallery is damaged; make it again")
+        raise GalleryError(f"{path} is missing: the gallery is damaged; make it again with {how}")
     if files.sha256(path) != facts["sha256"]:
         raise GalleryError(
-            f"{path} does not match its checksum in {FACTS}: the file is damaged; make the gallery again"
+            f"{path} does not match its checksum in {FACTS}: the file is damaged; make it again with {how}"
         )
     if fingerprint is not None and facts["fingerprint"] != fingerprint:
         raise GalleryError(
             f"{folder} was made by another retriever ({facts['fingerprint'][:12]}, this run has {fingerprint[:12]}), "
-            "so its embeddings cannot be compared; make it again from the scans with this run (jras gallery)"
+            f"so its embeddings cannot be compared; make it again from the scans for this run with {how}"
         )
     try:
         arrays = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as e:
-        raise GalleryError(f"{path} is not a readable safetensors file ({e}); make the gallery again") from e
+    except (safetensors.SafetensorError, OSError) as e:
+        raise GalleryError(f"{path} is not a readable safetensors file ({e}); make it again with {how}") from e
     fields: dict[str, Any] = {name: arrays[name] for name in ROWS}
     fields |= {key: tuple(facts[key]) for key in ("cases", "patients", "vendors")}
     return SliceTable(**fields), arrays["embeddings"]
 
 
-def _facts(folder: pathlib.Path) -> dict[str, Any]:
+def _facts(folder: pathlib.Path, how: str = HOW) -> dict[str, Any]:
     path = folder / FACTS
     if not path.is_file():
-        raise GalleryError(f"{path} is missing: {folder} holds no gallery")
+        raise GalleryError(f"{path} is missing: {folder} holds no gallery; make one with {how}")
     try:
-        return files.read_json(path, remedy="make the gallery again")
+        return files.read_json(path, remedy=f"make the gallery again with {how}", holds=_KINDS)
     except files.FileError as e:
         raise GalleryError(str(e)) from e
+
+
+_KINDS = dict.fromkeys(("fingerprint", "sha256"), str) | dict.fromkeys(("cases", "patients", "vendors"), list)

@@ -54,17 +54,32 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
       the K masks (the class with the most weight, pixel by pixel); 'weight_entropy' in nats; 'gallery_used': share of
       the rows that were a guide of any query. NaN where there are no queries.
     """
+    return averages(*guide_dice(truth, indices, weights, masks), indices, weights, len(masks))
+
+
+def guide_dice(
+    truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dice of each query's heaviest guide and of the weighted mix of its guides, (Q,) float64 each; see `summary`."""
     if not len(truth):
-        return dict.fromkeys(("retrieval_dice_1", "retrieval_dice_k", "weight_entropy", "gallery_used"), float("nan"))
-    rows = np.arange(len(indices))
-    first = masks[indices[rows, weights.argmax(1)]]
+        return np.zeros(0), np.zeros(0)
+    first = masks[indices[np.arange(len(indices)), weights.argmax(1)]]
     mixed = np.concatenate([_mix(masks[i], w) for i, w in zip(indices, weights, strict=True)])
+    return pairwise_dice(truth, first), pairwise_dice(truth, mixed)
+
+
+def averages(
+    first: np.ndarray, mixed: np.ndarray, indices: np.ndarray, weights: np.ndarray, rows: int
+) -> dict[str, float]:
+    """The measures of `summary` from the values of `guide_dice`, all queries' guides, and the gallery's size."""
+    if not len(first):
+        return dict.fromkeys(("retrieval_dice_1", "retrieval_dice_k", "weight_entropy", "gallery_used"), float("nan"))
     entropy = -(weights * np.log(np.maximum(weights, 1e-12))).sum(1)
     return {
-        "retrieval_dice_1": float(pairwise_dice(truth, first).mean()),
-        "retrieval_dice_k": float(pairwise_dice(truth, mixed).mean()),
+        "retrieval_dice_1": float(first.mean()),
+        "retrieval_dice_k": float(mixed.mean()),
         "weight_entropy": float(entropy.mean()),
-        "gallery_used": len(np.unique(indices)) / len(masks),
+        "gallery_used": len(np.unique(indices)) / rows,
     }
 
 
@@ -82,20 +97,54 @@ def controls(
       'retrieval_random': the expectation over the allowed rows; 'retrieval_pixel': the row whose image has the largest
       normalised cross-correlation; 'retrieval_oracle': the row with the largest overlap.
     """
-    if not len(truth):
-        return dict.fromkeys(("retrieval_random", "retrieval_pixel", "retrieval_oracle"), float("nan"))
-    compare = jax.jit(overlap)
-    found: dict[str, list[np.ndarray]] = {"retrieval_random": [], "retrieval_pixel": [], "retrieval_oracle": []}
-    rows = _normalised(gallery_images)
-    for start in range(0, len(truth), CHUNK):
-        part = slice(start, start + CHUNK)
-        free = allowed[part]
-        scores = np.asarray(compare(truth[part], masks))
-        similarity = np.where(free, _normalised(images[part]) @ rows.T, -np.inf)
-        found["retrieval_random"].append((scores * free).sum(1) / free.sum(1))
-        found["retrieval_pixel"].append(np.take_along_axis(scores, similarity.argmax(1)[:, None], 1)[:, 0])
-        found["retrieval_oracle"].append(np.where(free, scores, -1.0).max(1))
-    return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+    scores = Controls(masks, gallery_images)
+    scores.add(truth, images, allowed)
+    return scores.averages()
+
+
+class Controls:
+    """`controls` of queries that come one after another; at most `CHUNK` of them are kept, and their values.
+
+    Args:
+      masks, images: (N, S, S) of the gallery.
+    """
+
+    NAMES = ("retrieval_random", "retrieval_pixel", "retrieval_oracle")
+
+    def __init__(self, masks: np.ndarray, images: np.ndarray):
+        self._masks, self._rows = _thinned(masks), _normalised(images)
+        self._compare = jax.jit(overlap)
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._values: dict[str, list[np.ndarray]] = {name: [] for name in self.NAMES}
+
+    def add(self, truth: np.ndarray, images: np.ndarray, allowed: np.ndarray) -> None:
+        """Takes queries: see `controls`."""
+        self._waiting += zip(_thinned(truth), _thinned(images), allowed, strict=True)
+        # Always the same number of queries at once: one program, and sums that do not depend on how they came.
+        while len(self._waiting) >= CHUNK:
+            self._score(CHUNK)
+
+    def averages(self) -> dict[str, float]:
+        """The means over all queries; NaN if there were none."""
+        if self._waiting:
+            self._score(len(self._waiting))
+        return {
+            name: float(np.concatenate(values).mean()) if values else float("nan")
+            for name, values in self._values.items()
+        }
+
+    def _score(self, count: int) -> None:
+        truth, images, free = (np.stack(arrays) for arrays in zip(*self._waiting[:count], strict=True))
+        del self._waiting[:count]
+        scores = np.asarray(self._compare(truth, self._masks))
+        similarity = np.where(free, _normalised(images) @ self._rows.T, -np.inf)
+        values = (
+            (scores * free).sum(1) / free.sum(1),
+            np.take_along_axis(scores, similarity.argmax(1)[:, None], 1)[:, 0],
+            np.where(free, scores, -1.0).max(1),
+        )
+        for name, own in zip(self.NAMES, values, strict=True):
+            self._values[name].append(own)
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -117,9 +166,14 @@ def _mix(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return votes.argmax(0)[None].astype(masks.dtype)
 
 
+def _thinned(x: np.ndarray) -> np.ndarray:
+    """(n, S, S) -> (n, T, T), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
+    step = max(1, x.shape[-1] // GRID)
+    return x[:, ::step, ::step].copy()
+
+
 def _normalised(images: np.ndarray) -> np.ndarray:
     """(n, S, S) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
-    step = max(1, images.shape[-1] // GRID)
-    x = images[:, ::step, ::step].reshape(len(images), -1).astype(np.float32)
+    x = _thinned(images).reshape(len(images), -1).astype(np.float32)
     x -= x.mean(1, keepdims=True)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

@@ -50,5 +50,7 @@ def _path(part: str, source: str) -> pathlib.Path:
     if part == "retriever" and RunFolder(path).retriever.is_file():
         path = RunFolder(path).retriever
     if not path.exists():
-        raise UserError(f"config.{part}.init_from={source!r}: no such file or folder")
+        how = f"jras convert SOURCE --model=NAME --output={source}"
+        how += f", or jras pretrain --config=FILE --workdir={source}" if part == "retriever" else ""
+        raise UserError(f"config.{part}.init_from={source!r}: no such file or folder; make it with {how}")
     return path

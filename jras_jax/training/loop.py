@@ -29,7 +29,8 @@ from jras_jax.run_folder.metric_log import MetricLog
 from jras_jax.training import initial
 from jras_jax.training.live_gallery import LiveGallery
 from jras_jax.training.progress import Progress
-from jras_jax.training.state import TrainState, create_state
+from jras_jax.training.samples import Samples
+from jras_jax.training.state import TrainState, create_state, learning_rates
 from jras_jax.training.step import Step, compile_step, make_step
 
 
@@ -200,6 +201,7 @@ def _steps(run: TrainingRun, log: MetricLog | None, bar: Progress) -> None:
         contrast = run.gallery is not None and r.contrast_weight > 0 and done % r.contrast_every == 0
         run.state, metrics = compiled(run.state, batch, arrays, cache, contrast)
         at = done + 1
+        bar.step(at)
         if at == run.started_at + 1:
             jax.block_until_ready(metrics)
             bar.restart_clock(at)
@@ -209,13 +211,18 @@ def _steps(run: TrainingRun, log: MetricLog | None, bar: Progress) -> None:
             bar.update(at, shown)
             if log:
                 kept = (*metrics, "neighbour_drift")
-                log.write(at, {k: v for k, v in shown.items() if k in kept} | {"slices_per_s": bar.rate})
+                rates = {"slices_per_s": bar.rate} | learning_rates(run.config.optim, t.num_steps, at)
+                log.write(at, {k: v for k, v in shown.items() if k in kept} | rates)
         if at % t.eval_every == 0 or at == t.num_steps:
-            values = _validate(run)
+            bar.phase("validating")
+            samples = Samples(run.gallery.table if run.gallery else None)
+            values = _validate(run, samples)
             dice, scored_at = values["val/dice"], at
             shown |= values
             if log:
                 log.write(at, values)
+                log.images(at, samples.images)
+            bar.validated(at, values)
             bar.restart_clock(at)
         # Several hosts must stop at one step, though the notice reaches them at different ones; asking waits for all.
         stopping = stop.requested if jax.process_count() == 1 else at % t.log_every == 0 and any_host(stop.requested)
@@ -235,7 +242,7 @@ def _check_finite(shown: dict[str, float], at: int) -> None:
         )
 
 
-def _validate(run: TrainingRun) -> dict[str, float]:
+def _validate(run: TrainingRun, samples: Samples) -> dict[str, float]:
     """Mean Dice over the validation fold in native geometry, with a gallery embedded by the evaluated variables."""
     variables = run.state.eval_variables
     gallery = run.gallery.embedded_by(variables) if run.gallery else None
@@ -244,7 +251,7 @@ def _validate(run: TrainingRun) -> dict[str, float]:
         kept = list(dict.fromkeys(v.patient for v in volumes))[: run.config.train.validate_patients]
         volumes = [v for v in volumes if v.patient in kept]
     segmenter = run.segmenter.using(variables, gallery)
-    return evaluator.validate(segmenter, volumes, run.gallery.table if run.gallery else None)
+    return evaluator.validate(segmenter, volumes, run.gallery.table if run.gallery else None, seen=samples.add)
 
 
 class _StopSignal:

@@ -59,6 +59,12 @@ def schedule(optim: Optim, peak: float, num_steps: int) -> optax.Schedule:
     )
 
 
+def learning_rates(optim: Optim, num_steps: int, step: int) -> dict[str, float]:
+    """The learning rates of step number `step` (from 1) of `num_steps`: 'lr_backbone' and 'lr_retriever'."""
+    peaks = {"lr_backbone": optim.lr_backbone, "lr_retriever": optim.lr_retriever}
+    return {name: float(schedule(optim, peak, num_steps)(step - 1)) for name, peak in peaks.items()}
+
+
 def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
     """'backbone', 'retriever' or 'frozen' for each parameter.
 

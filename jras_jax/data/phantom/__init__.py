@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from jras_jax import files
 from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.data.nifti import write_image
 from jras_jax.data.phantom.anatomy import GROUPS, Contours, Heart, Range, Stage, contours, draw_heart, labels
@@ -100,7 +101,7 @@ def _write_patient(folder: pathlib.Path, split: str, number: int, seed: int, mat
         volumes |= {f"{s}/{phase}": float((mask == label).sum() * voxel) for s, label in STRUCTURES.items()}
     info = {"ED": frame["ED"], "ES": frame["ES"], "Group": group, "Height": round(float(rng.uniform(155, 192)), 1)}
     info |= {"NbFrame": frames, "Weight": round(float(rng.uniform(52, 105)), 1)}
-    (folder / name / "Info.cfg").write_text("".join(f"{key}: {value}\n" for key, value in info.items()))
+    files.write_text(folder / name / "Info.cfg", "".join(f"{key}: {value}\n" for key, value in info.items()))
     return PhantomPatient(name, split=split, group=group, volumes=volumes)
 
 
