@@ -11,19 +11,71 @@ import hashlib
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from jras_jax.errors import UserError
+from jras_jax.errors import UserError, printable
 
 Path = str | os.PathLike[str]
 
 
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes follow
+
+
 class FileError(UserError):
     """A file cannot be read or written; the text names it and says what to do."""
+
+
+def safe_name(name: str, what: str = "name") -> str:
+    """Gives back a name from the data that is to be part of a path, such as a patient's.
+
+    Args:
+      name: the name.
+      what: what it is the name of, for the message.
+
+    Raises:
+      FileError: the name could lead out of its folder or hide the file: it is empty, begins with a dot, holds a
+        separator or a control character, or is too long.
+    """
+    faults = {
+        "is empty": not name.strip(),
+        "begins with a dot": name.startswith("."),
+        "holds a / or \\": "/" in name or "\\" in name,
+        "holds a control character": any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),
+        f"has more than {_LONGEST_NAME} bytes": len(name.encode(errors="replace")) > _LONGEST_NAME,
+    }
+    for fault, present in faults.items():
+        if present:
+            raise FileError(f"the {what} {printable(name)[:60]!r} {fault}, so no file can be named after it: rename it")
+    return name
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Checks, before any work starts, that files can be written into a folder; the folder need not exist yet.
+
+    Args:
+      path: the folder; nothing is written.
+      option: the command's option that gives it, for the message.
+
+    Raises:
+      FileError: a file is in the way, or there is no permission.
+    """
+    there = pathlib.Path(path)
+    try:
+        while not there.exists() and not there.is_symlink() and there != there.parent:
+            there = there.parent
+        folder = there.is_dir()
+    except OSError as e:
+        raise FileError(f"{option}={path} cannot be written ({e.strerror or e}): {_remedy(e)}") from e
+    if not folder:
+        what = "a link to a folder that is not there" if there.is_symlink() and not there.exists() else "a file"
+        raise FileError(f"{option}={path}: {there} is {what}, but a folder is needed there; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"{option}={path}: you have no permission to write in {there}; choose another folder")
 
 
 @contextlib.contextmanager
@@ -37,7 +89,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
       FileError: the operating system refuses (no space, no permission, a folder in the way).
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[-40:]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -103,6 +155,12 @@ def sha256(path: Path) -> str:
     """The SHA-256 checksum of a file's content, 64 hexadecimal digits."""
     with pathlib.Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def concerns_every_file(error: BaseException) -> bool:
+    """Whether an error of writing would come again with the next file: a full or read-only disk."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _remedy(error: OSError) -> str:

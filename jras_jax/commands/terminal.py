@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,12 @@ def say(text: str) -> None:
     """Prints on the first host."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints on the first host's standard error."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress(title: str) -> Callable[[Iterable[Any]], Iterable[Any]]:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from absl import logging
 
-from jras_jax.data import LABEL_CONVENTIONS, PHASES, STRUCTURES, Volume, nifti
+from jras_jax.data import LABEL_CONVENTIONS, PHASES, STRUCTURES, Volume, cavities, nifti
 from jras_jax.errors import UserError
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -86,21 +86,10 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
 
 
 def _check_cavities(folder: pathlib.Path, volumes: list[Volume], labels: Mapping[str, int]) -> None:
-    """Raises UserError where LV and RV seem exchanged: of the two cavities, it is the LV that myocardium surrounds.
-
-    ACDC's and M&Ms' masks hold the same values with LV and RV the other way round, so that values alone show nothing.
-    """
-    shares = {name: np.array([0.0, 0.0]) for name in ("LV", "RV")}  # rim voxels beside myocardium, rim voxels
-    for volume in volumes:
-        assert volume.mask is not None
-        mask = np.pad(volume.mask, [(1, 1), (1, 1), (0, 0)])
-        around = [np.roll(mask, shift, axis) for axis in (0, 1) for shift in (1, -1)]
-        for name, counts in shares.items():
-            own = mask == STRUCTURES[name]
-            rim = own & np.any([a != mask for a in around], axis=0)
-            counts += (rim & np.any([a == STRUCTURES["MYO"] for a in around], axis=0)).sum(), rim.sum()
-    left, right = (counts[0] / max(counts[1], 1.0) for counts in shares.values())
-    if left + 0.1 < right:
+    """Raises UserError if LV and RV seem exchanged, see `data.cavities`."""
+    found = cavities.seem_exchanged(v.mask for v in volumes if v.mask is not None)
+    if found is not None:
+        left, right = found
         other = f"LV:{labels['RV']},MYO:{labels['MYO']},RV:{labels['LV']}"
         raise UserError(
             f"{folder}: LV and RV seem exchanged: myocardium surrounds {right:.0%} of what is read as RV, but "
