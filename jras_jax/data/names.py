@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 # Only channel 0000 of nnU-Net: 0001 and the like are too often a patient's number.
 _SUFFIX = re.compile(
-    r"^(?P<rest>.+)_(?:gt|pred|seg|mask|label|4d|cine|0000|sa|la|sax|lax|frame(?P<frame>\d+)|(?P<phase>ed|es))$", re.I
+    r"^(?P<rest>.+)_(?:gt|pred|seg|mask|label|4d|cine|0000|sax?|(?P<view>la)x?|frame(?P<frame>\d+)|(?P<phase>ed|es))$",
+    re.I,
 )
 
 
@@ -22,11 +23,13 @@ class ScanName(NamedTuple):
       patient: the name without any known suffix.
       phase: 'ED', 'ES' or ''.
       frame: as the name has it (ACDC counts from 1), or None.
+      view: 'la' for a long-axis scan, or ''.
     """
 
     patient: str
     phase: str = ""
     frame: int | None = None
+    view: str = ""
 
     @property
     def key(self) -> str:
@@ -40,9 +43,10 @@ def parse(name: str) -> ScanName:
     Args:
       name: of a file, without .nii or .nii.gz.
     """
-    phase, frame = "", None
+    phase, view, frame = "", "", None
     while match := _SUFFIX.match(name):
         name = match["rest"]
         phase = phase or (match["phase"] or "").upper()
+        view = view or (match["view"] or "").lower()
         frame = frame if match["frame"] is None or frame is not None else int(match["frame"])
-    return ScanName(name, phase, frame)
+    return ScanName(name, phase, frame, view)
