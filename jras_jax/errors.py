@@ -1,5 +1,10 @@
 """Errors meant for users: what is wrong, in which file or config key, and what to do."""
 
+from __future__ import annotations
+
+import os
+import pathlib
+
 
 class UserError(Exception):
     """A mistake in the user's data, config or command line; the programs print its text without a traceback."""
@@ -8,3 +13,12 @@ class UserError(Exception):
 def printable(name: object) -> str:
     """A file's or a patient's name as it goes into a message: one line, whatever characters it is made of."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+
+
+class ScanError(UserError):
+    """A scan, mask or table that breaks a rule; the text names the file and the rule."""
+
+    def __init__(self, path: str | os.PathLike[str], rule: str):
+        super().__init__(f"{printable(os.fspath(path))}: {rule}")
+        self.path = pathlib.Path(path)
+        self.rule = rule

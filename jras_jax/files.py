@@ -30,6 +30,14 @@ class FileError(UserError):
     """A file cannot be read or written; the text names it and says what to do."""
 
 
+def expanded(path: Path) -> pathlib.Path:
+    """A path as the user means it, `~` for the home folder; raises FileError for a user who has none."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as e:
+        raise FileError(f"{os.fspath(path)}: {e}; write the whole path") from e
+
+
 def safe_name(name: str, what: str = "name") -> str:
     """Gives back a name from the data that is to be part of a path, such as a patient's.
 

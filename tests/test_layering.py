@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TABLE = re.findall(r"^\| `(\w+)/?` \|.*\| (.*) \|$", (ROOT / "docs" / "ARCHITECTURE.md").read_text(), re.M)
 ORDER = [name for name, _ in TABLE]
 FILES = sorted((ROOT / "jras_jax").rglob("*.py"))
+READING = tuple(f"data.{name}" for name in ("volume", "nifti", "geometry", "finder", "cavities", "tables", "remarks"))
 TOP = ("__init__", "__main__")  # the package's own front door and entry points
 
 
@@ -56,7 +57,7 @@ def test_only_commands_import_the_trainer():
 
 
 def test_builders_know_only_the_scans():
-    allowed = {f"jras_jax.{name}" for name in ("errors", "files", "data", "data.volume", "data.nifti")} | {"jras_jax"}
+    allowed = {f"jras_jax.{name}" for name in ("errors", "files", "data", *READING)} | {"jras_jax"}
     for path in sorted((ROOT / "tfds_builders").rglob("*.py")):
         for name in imported(path):
             if name.split(".")[0] in ("jras_jax", "tfds_builders"):

@@ -194,10 +194,11 @@ def header_geometry(path):
 @pytest.mark.parametrize("unit", ["mm", "micron", "unknown"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 def test_mask_keeps_the_geometry_bit_for_bit(tmp_path, codes, unit, kind):
-    img = image(voxels((5, 4, 3, 2)), units=unit, kind=kind)
-    tilted = OBLIQUE.copy()
+    oblique = np.diag([1000, 1000, 1000, 1]) @ OBLIQUE if unit == "micron" else OBLIQUE
+    img = image(voxels((5, 4, 3, 2)), oblique, units=unit, kind=kind)
+    tilted = oblique.copy()
     tilted[:3, 3] += 5  # qform and sform that disagree, as scanners write them
-    img.header.set_qform(OBLIQUE, codes[0])
+    img.header.set_qform(oblique, codes[0])
     img.header.set_sform(tilted, codes[1])
     img.header["pixdim"][4] = 0.035
     img.header.set_slope_inter(2.0, 1.0)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ import rich.console
 import rich.progress
 import tensorflow_datasets as tfds
 
-from jras_jax.data import LABEL_CONVENTIONS, NUM_CLASSES
-from jras_jax.data.nifti import Scan, ScanError, read_labels, read_scan
-from jras_jax.errors import UserError
+from jras_jax.data import CLASSES, LABEL_CONVENTIONS, NUM_CLASSES, cavities, finder, geometry, remarks
+from jras_jax.data.finder import one_of
+from jras_jax.data.nifti import Scan, read_labels, read_scan
+from jras_jax.errors import ScanError, UserError
+
+__all__ = ["Case", "Inventory", "ScanBuilder", "check_patients", "find_root", "one_of", "patient_folders"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,14 @@ class Inventory:
       cases: of each split that is there.
       tables: the text files that were read (their content decides what is built).
       notes: lines to tell the user, as of a split that is not there.
+      skipped: lines on what looks like a patient or scan but is passed over.
     """
 
     root: pathlib.Path
     cases: dict[str, list[Case]]
     tables: list[pathlib.Path]
     notes: list[str]
+    skipped: list[str] = dataclasses.field(default_factory=list)
 
 
 class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -70,6 +75,11 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
     def __init__(self, *, file_format: Any = "array_record", **kwargs: Any):
         super().__init__(file_format=file_format, **kwargs)
+
+    @staticmethod
+    @abc.abstractmethod
+    def root(manual_dir: pathlib.Path) -> pathlib.Path:
+        """The folder in manual_dir that holds the splits' folders; raises UserError if there is none."""
 
     @staticmethod
     @abc.abstractmethod
@@ -113,16 +123,62 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def _generate_examples(
         self, root: pathlib.Path, split: str, cases: list[Case]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        # ED and ES of a 4-D file follow each other: the last file read serves both.
-        image_of = functools.lru_cache(maxsize=1)(read_scan)
-        mask_of = functools.lru_cache(maxsize=1)(
-            lambda mask, image: read_labels(mask, like=image_of(image), allowed=range(NUM_CLASSES))
-        )
         console = rich.console.Console(stderr=True)
         hidden = not sys.stderr.isatty()
-        for case in rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden):
-            scan, mask = image_of(case.image), mask_of(case.mask, case.image)
-            yield f"{case.patient}_{case.phase}", example(case, scan, mask, LABEL_CONVENTIONS[self.LABELS], root)
+        shown = rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden)
+        for case, found in read_cases(shown, self.LABELS, root):
+            yield f"{case.patient}_{case.phase}", found
+
+
+def read_cases(cases: Iterable[Case], labels: str, root: pathlib.Path) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Reads the cases of a split, each with its example; afterwards tells what is unusual about the files on stderr.
+
+    Args:
+      cases: of `Inventory`.
+      labels: the data set's key of LABEL_CONVENTIONS.
+      root: the folder `source` is relative to.
+
+    Raises:
+      ScanError: a file breaks a rule of `nifti`, its slices run along another axis than the third, LV and RV seem
+        exchanged, or see `example`.
+    """
+    # ED and ES of a 4-D file follow each other: the last file read serves both.
+    image_of = functools.lru_cache(maxsize=1)(read_scan)
+    mask_of = functools.lru_cache(maxsize=1)(
+        lambda mask, image: read_labels(mask, like=image_of(image), allowed=range(NUM_CLASSES))
+    )
+    notes: list[str] = []
+    rims = np.zeros((2, 2))
+    case = None
+    for case in cases:
+        scan = image_of(case.image)
+        geometry.require_slices_last(scan)
+        mask = mask_of(case.mask, case.image)
+        found = example(case, scan, mask, LABEL_CONVENTIONS[labels], root)
+        own = cavities.rims(found["mask"])
+        _check_cavities(case, labels, cavities.exchanged(own), certain=True)
+        rims += own
+        notes += [f"{s.path}: {remark}" for s in (scan, mask) for remark in s.remarks]
+        yield case, found
+    if case is not None:
+        _check_cavities(case, labels, cavities.exchanged(rims), certain=False)
+    remarks.tell(notes)
+
+
+def _check_cavities(case: Case, labels: str, shares: tuple[float, float] | None, *, certain: bool) -> None:
+    """Refuses a mask whose LV and RV seem exchanged, if it leaves no doubt (`certain`); or all masks of a split."""
+    if shares is None or (certain and not (shares[0] < 0.5 and shares[0] + 0.25 < shares[1])):
+        return
+    names = [(name, int(value)) for name, value in zip(CLASSES, LABEL_CONVENTIONS[labels], strict=True) if value]
+    ours = ", ".join(f"{name} {value}" for name, value in sorted(names, key=lambda n: n[1]))
+    other = next(name for name in LABEL_CONVENTIONS if name != labels)
+    left, right = shares
+    raise ScanError(
+        case.mask,
+        f"LV and RV seem exchanged: myocardium surrounds {right:.0%} of what is read as RV, but {left:.0%} of what is "
+        f"read as LV. The masks of {labels} hold {ours}; if these follow the order of {other}, exchange the values of "
+        "LV and RV in them",
+    )
 
 
 def example(case: Case, scan: Scan, mask: Scan, convention: tuple[int, ...], root: pathlib.Path) -> dict[str, Any]:
@@ -191,18 +247,33 @@ def find_root(manual_dir: pathlib.Path, folders: tuple[str, ...], inner: str) ->
     )
 
 
-def one_of(folder: pathlib.Path, stem: str) -> pathlib.Path:
-    """The file `stem`.nii.gz or `stem`.nii of a folder.
+def patient_folders(
+    folder: pathlib.Path, is_patient: Callable[[str], bool], wanted: str, skipped: list[str]
+) -> list[pathlib.Path]:
+    """The patients' folders of a split, sorted, links to folders among them.
 
-    Raises:
-      ScanError: there is neither.
+    Args:
+      folder: of the split; it may be absent.
+      is_patient: whether a folder's name is a patient's.
+      wanted: how these names look, for messages.
+      skipped: takes a line on each other folder, link that leads nowhere, and scan that is in no patient's folder.
     """
-    zipped, plain = folder / f"{stem}.nii.gz", folder / f"{stem}.nii"
-    if zipped.is_file() or not plain.is_file():
-        if not zipped.is_file():
-            raise ScanError(zipped, "the file is missing")
-        return zipped
-    return plain
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        if finder.is_hidden(path.name):
+            continue
+        if path.is_dir():
+            if is_patient(path.name):
+                found.append(path)
+            else:
+                skipped.append(f"{path}: passed over, its name is not {wanted}")
+        elif path.is_symlink() and not path.exists():
+            skipped.append(f"{path}: passed over, {finder.fault(path)}")
+        elif finder.suffix(path):
+            skipped.append(f"{path}: passed over, it is in no patient's folder")
+    return found
 
 
 def check_patients(cases: dict[str, list[Case]], manual_dir: pathlib.Path) -> None:

@@ -27,6 +27,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     result = choose(opened, data, progress=lambda title, volumes: progress(title)(volumes))
     if jax.process_index() == 0:
         print_choices(result)
+        for warning in result["warnings"]:
+            say(f"note: {warning}")
     chosen = result["chosen"]
     flags = f"--config.eval.postprocess={chosen['postprocess']} --config.eval.tta={chosen['tta']}"
     say(f"chosen: {flags}\n({result['rule']})\nscore with it: jras evaluate --workdir={folder} {flags}")

@@ -10,11 +10,13 @@ import argparse
 import difflib
 import importlib
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
 
 import jras_jax
+from jras_jax import files
 from jras_jax.errors import UserError
 
 COMMANDS = {
@@ -122,6 +124,9 @@ def _run(command: str, argv: list[str]) -> int:
         job.add_argument("--num_processes", type=int, default=0, metavar="N", help="number of hosts")
         job.add_argument("--process_id", type=int, default=-1, metavar="I", help="number of this host, from 0")
     args, rest = p.parse_known_args(argv)
+    for name, value in vars(args).items():  # a shell leaves `--workdir=~/runs` as it is
+        if isinstance(value, (str, pathlib.Path)) and str(value).startswith("~"):
+            setattr(args, name, type(value)(files.expanded(value)))
     stray = [a for a in rest if not a.startswith("--config.")]
     if stray:
         raise UserError(f"{stray[0]!r} is no known argument; settings are given as --config.section.key=value")

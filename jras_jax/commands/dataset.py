@@ -33,12 +33,14 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData
         )
     builder = "mnms" if dataset.name == "mnms" else "acdc"
     # The phantom follows ACDC's layout, but must not take the place of prepared real scans.
-    cache = str(pathlib.Path(dataset.data_dir) / "phantom") if dataset.name == "phantom" else dataset.data_dir
+    prepared = files.expanded(dataset.data_dir)
+    cache = prepared / "phantom" if dataset.name == "phantom" else prepared
     with first_host_first():
         if dataset.name == "phantom":
             manual = str(_write_phantom(dataset))
         folder = tfds_builders.build(builder, manual, cache, say=_say_phantom if dataset.name == "phantom" else print)
-    return load(folder, dataset, scans=manual, splits=splits)
+        scans = tfds_builders.scans_root(builder, manual)  # what exports look for their scans in
+    return load(folder, dataset, scans=str(scans), splits=splits)
 
 
 def _say_phantom(line: str) -> None:
@@ -49,7 +51,7 @@ def _say_phantom(line: str) -> None:
 def _write_phantom(dataset: Dataset) -> pathlib.Path:
     """The phantom's folder under data_dir; written once for each size and seed."""
     train, test, seed = dataset.phantom_patients, dataset.phantom_test_patients, dataset.split_seed
-    folder = pathlib.Path(dataset.data_dir) / "scans" / f"phantom_{train}_{test}_{seed}"
+    folder = files.expanded(dataset.data_dir) / "scans" / f"phantom_{train}_{test}_{seed}"
     done = folder / "phantom.json"
     if not done.is_file():
         phantom.write_acdc(folder, train_patients=train, test_patients=test, seed=seed)

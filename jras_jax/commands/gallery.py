@@ -22,6 +22,7 @@ from jras_jax.data.slice_table import SliceTable, joined, without
 from jras_jax.errors import UserError
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 from jras_jax.retrieval import gallery_files
+from jras_jax.run_folder import provenance
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -97,7 +98,10 @@ def _start(
         table, embeddings = gallery_files.read(args.gallery, run.fingerprint)
         return table, {image.tobytes(): e for image, e in zip(table.images, embeddings, strict=True)}
     if args.split is not None:
-        return run.table_of(load_data(run.config.dataset, run.splits).part(args.split)), {}
+        data = load_data(run.config.dataset, run.splits)
+        for warning in provenance.data_changes(run.folder.facts, data):
+            say(f"note: {warning}")
+        return run.table_of(data.part(args.split)), {}
     return run.table_of(pairs.read_pairs(args.input, values)), {}
 
 

@@ -15,9 +15,9 @@ import argparse
 
 from jras_jax import files
 from jras_jax.commands.evaluate import add_workdir, trained_folder
-from jras_jax.commands.terminal import enable_compilation_cache, say, warn
+from jras_jax.commands.terminal import enable_compilation_cache, say, teller, warn
 from jras_jax.errors import UserError, printable
-from jras_jax.inference.scans import Task, segment_file, tasks
+from jras_jax.inference.scans import Note, Task, segment_file, tasks
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 
 
@@ -41,14 +41,15 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     folder = trained_folder(args, "predict")
     if not args.input or not args.output:
         raise UserError("predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
-    todo = tasks(args.input, args.output, _note)
+    note = teller()
+    todo = tasks(args.input, args.output, note)
     enable_compilation_cache()
     opened = open_run(folder.path, overrides)
     gallery = None
     if opened.config.retrieval.enabled or args.gallery:
         gallery = opened.open_gallery(args.gallery, args.labels)
         say(f"gallery: {gallery.description}")
-    faults = _segment(opened, todo, gallery)
+    faults = _segment(opened, todo, gallery, note)
     done = len(todo) - len(faults)
     say(f"{done} {'mask' if done == 1 else 'masks'} in {args.output}")
     for fault in faults:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     return 1 if faults else 0
 
 
-def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None) -> list[str]:
+def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None, note: Note) -> list[str]:
     """Segments the scans one by one; returns the fault of each that cannot be segmented, with its name.
 
     Raises:
@@ -71,14 +72,10 @@ def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None) -> l
     for number, task in enumerate(todo, 1):
         say(f"[{number}/{len(todo)}] {printable(task.scan)} -> {printable(task.mask)}")
         try:
-            segment_file(run, task, gallery, segmenter, _note)
+            segment_file(run, task, gallery, segmenter, note)
         except UserError as e:
             if len(todo) == 1 or files.concerns_every_file(e):
                 raise
             name = printable(task.scan)
             faults.append(str(e) if name in str(e) else f"{name}: {e}")
     return faults
-
-
-def _note(line: str) -> None:
-    warn(f"note: {line}")

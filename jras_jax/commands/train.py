@@ -10,14 +10,17 @@ import dataclasses
 import pathlib
 import time
 
+import jax
+
 from jras_jax import config as configs
+from jras_jax import files, joint
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.config import Config
 from jras_jax.errors import UserError
 from jras_jax.run_folder.layout import RunFolder
-from jras_jax.training import loop
+from jras_jax.training import initial, loop
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -42,8 +45,15 @@ def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[C
     """
     if not args.config:
         raise UserError("training needs --config=FILE, such as --config=configs/demo.py")
-    config = configs.parse(configs.override(configs.load(args.config), overrides))
+    config = _absolute(configs.parse(configs.override(configs.load(args.config), overrides)))
     return config, RunFolder(args.workdir or f"runs/{config.name}")
+
+
+def _absolute(config: Config) -> Config:
+    """The data set's folders as absolute paths, so that the run can be evaluated from any other folder."""
+    own = config.dataset
+    manual, data = (str(files.expanded(path).absolute()) if path else "" for path in (own.manual_dir, own.data_dir))
+    return dataclasses.replace(config, dataset=dataclasses.replace(own, manual_dir=manual, data_dir=data))
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
@@ -65,8 +75,27 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
 def train(config: Config, folder: RunFolder) -> pathlib.Path:
     """Trains one run on its data set; returns its folder."""
     loop.check_folder(config, folder)  # before the data set is built, which may take long
+    check_model(config)
     splits = folder.read_splits() if folder.splits.is_file() else None
     return loop.train(config, folder.path, load_data(config.dataset, splits))
+
+
+def check_model(config: Config) -> None:
+    """Raises UserError if the config describes no model or its weights are not there; computes nothing."""
+    initial.check_sources(config)
+    model = joint.build_model(config)
+    try:
+        jax.eval_shape(lambda: joint.init_variables(model, config))
+    except UserError:
+        raise
+    except Exception as e:  # whatever an option of the wrong kind or size raises inside a layer
+        options = {"backbone": config.backbone.options, "fusion": config.fusion.options}
+        given = ", ".join(f"config.{part}.options={dict(o)}" for part, o in options.items() if o)
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(
+            f"the model cannot be built ({reason}): check {given or 'config.backbone and config.fusion'} and "
+            f"config.dataset.image_size={config.dataset.image_size}"
+        ) from e
 
 
 def baseline_of(config: Config) -> Config:

@@ -10,11 +10,10 @@ from absl import logging
 
 from jras_jax.config import Dataset
 from jras_jax.data import Volume, prepared
+from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.grid import Grid
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
-
-PARTS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +25,16 @@ class RunData:
       splits: as of `make_splits`.
       grid: the model grid.
       scans: the folder that the volumes' `source` is relative to.
+      fingerprint: {part: 32 hexadecimal digits} of what the volumes of 'train', 'validation' and 'test' hold.
+      added: test patients that the data set has, but had not when the run was started; they are tested too.
     """
 
     volumes: dict[str, list[Volume]]
     splits: dict[str, Any]
     grid: Grid
     scans: str
+    fingerprint: dict[str, str] = dataclasses.field(default_factory=dict)
+    added: tuple[str, ...] = ()
 
     def part(self, name: str) -> list[Volume]:
         """The volumes of 'train', 'validation' or 'test'.
@@ -68,6 +71,7 @@ def load(
     volumes = {split: prepared.load_volumes(folder, split) for split in prepared.splits(folder)}
     if "train" not in volumes:
         raise UserError(f"{scans}: there are no training patients, so there is nothing to train on")
+    added: list[str] = []
     if splits is None:
         splits = make_splits(
             volumes,
@@ -80,9 +84,13 @@ def load(
     else:
         have = {v.patient for vs in volumes.values() for v in vs}
         gone = sorted({p for part in PARTS for p in splits[part]} - have)
+        added = sorted({v.patient for v in volumes.get("test", ())} - set(splits["test"]))
         if gone:
             raise UserError(f"{scans}: patients of this run's splits.json are no longer there: {', '.join(gone[:5])}")
     unknown = sum(not v.spacing_known for vs in volumes.values() for v in vs)
     if unknown:
         logging.info("%d volumes have no known spacing: not resampled, distances will be in voxels", unknown)
-    return RunData(volumes, splits, grid_of(dataset), scans)
+    fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
+    if added:
+        splits = splits | {"test": sorted([*splits["test"], *added])}
+    return RunData(volumes, splits, grid_of(dataset), scans, fingerprint, tuple(added))

@@ -10,26 +10,30 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import io
 import logging as std_logging
+import math
 import os
 import pathlib
 import zlib
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from absl import logging
 
 from jras_jax import files
-from jras_jax.errors import UserError, printable
+from jras_jax.data import geometry
+from jras_jax.errors import ScanError
 
+MAX_BYTES = 4 << 30  # of a file once it is unzipped; a cine of 50 frames of 512 x 512 x 20 voxels has 0.5 GB
+MAX_INTENSITY = 1e30  # beyond it differences overflow in float32
+_SLACK = 64 << 20  # so many bytes may follow the voxels that the header describes
+_CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-_SPATIAL_CODES = 0b111  # the bits of `xyzt_units` that hold the unit of space
-_MM_PER_UNIT = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}  # NIfTI codes: unknown, metre, millimetre, micron
 MARK = b"segmentation by jras_jax"  # the description in the header of a mask
 # What a mask takes from the header of its scan, beside the shape. The texts (descrip, aux_file, db_name, intent_name)
 # and the extensions may name the patient.
@@ -39,8 +43,6 @@ _GEOMETRY = (
     *("dim_info", "slice_start", "slice_end", "slice_code", "slice_duration", "toffset"),
 )
 _LARGEST_HEADER = 540  # bytes, of NIfTI-2
-_AFFINE_TOLERANCE_MM = 0.1
-_ZOOM_TOLERANCE = 1e-6
 # What nibabel, zlib and numpy raise on damaged bytes; MemoryError and OverflowError on absurd sizes in a header.
 _DAMAGE = (
     OSError,
@@ -57,15 +59,6 @@ _DAMAGE = (
 )
 
 
-class ScanError(UserError):
-    """A scan or mask that breaks a rule; the text names the file and the rule."""
-
-    def __init__(self, path: str | os.PathLike[str], rule: str):
-        super().__init__(f"{printable(os.fspath(path))}: {rule}")
-        self.path = pathlib.Path(path)
-        self.rule = rule
-
-
 @dataclasses.dataclass(frozen=True)
 class Scan:
     """A NIfTI file in memory.
@@ -78,6 +71,8 @@ class Scan:
       spacing_known: False where the header gives no unit of space and every zoom is 1.
       header: the file's own header, in the file's own units, kept for writing.
       path: the file it was read from.
+      remarks: what is unusual about the file, a line each without its name; the commands print them once
+        (`data.remarks`).
     """
 
     array: np.ndarray
@@ -86,6 +81,7 @@ class Scan:
     spacing_known: bool
     header: Any
     path: pathlib.Path
+    remarks: tuple[str, ...] = ()
 
 
 def read_scan(path: str | os.PathLike[str]) -> Scan:
@@ -99,12 +95,13 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
 
     Raises:
       ScanError: the file is missing, damaged, cut short, no NIfTI image, not 3-D or 4-D, empty along an axis, not
-        real-valued, holds NaN or infinity, or its zooms, unit or affine make no sense.
+        real-valued, holds NaN, infinity or values beyond 1e30, unpacks to more than `MAX_BYTES`, or a rule of
+        `geometry.of_image` is broken.
     """
     path = pathlib.Path(path)
-    image, zooms = _parse(path, _read_bytes(path))
+    image, pixdim = _parse(path, _read_bytes(path))
     shape = _checked_shape(path, image.header)
-    affine, spacing, known = _geometry(path, image, zooms)
+    affine, spacing, known, remarks = geometry.of_image(path, image, pixdim, shape)
     with np.errstate(all="ignore"):  # overflow in scaling ends as infinity, which is caught below
         try:
             array = np.asarray(image.dataobj)
@@ -119,7 +116,10 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if bad:
         raise ScanError(path, f"{bad} of its {array.size} voxels are NaN or infinite")
-    return Scan(array.reshape(shape), affine, spacing, known, image.header, path)
+    largest = float(max(array.max(), -array.min()))
+    if largest > MAX_INTENSITY:
+        raise ScanError(path, f"its voxels hold values of up to {largest:.3g}; the file is damaged, or of another type")
+    return Scan(array.reshape(shape), affine, spacing, known, image.header, path, remarks)
 
 
 def read_labels(
@@ -132,15 +132,16 @@ def read_labels(
 
     Args:
       path: the file.
-      like: the scan it belongs to; the shapes must be equal. An affine that differs is only warned about: the data sets
-        draw their masks on the voxel grid, and published files do carry such headers.
+      like: the scan it belongs to; the shapes must be equal, and so must voxel sizes and directions if both headers
+        give them (`geometry.compare`). An affine that is shifted is only remarked on: the data sets draw their masks on
+        the voxel grid, and published files do carry such headers.
       allowed: the values it may hold; None allows 0 to 255.
 
     Returns:
       The scan, its array as uint8.
 
     Raises:
-      ScanError: as `read_scan`; or a value is no integer, below 0, above 255 or not allowed, or the shape is not that
+      ScanError: as `read_scan`; or a value is no integer, below 0, above 255 or not allowed, or the grid is not that
         of `like`.
     """
     scan = read_scan(path)
@@ -156,6 +157,7 @@ def read_labels(
         foreign = sorted(set(np.unique(labels).tolist()) - set(allowed))
         if foreign:
             raise ScanError(path, f"a mask may hold only the labels {sorted(allowed)}, it holds {foreign} too")
+    remarks = [*scan.remarks, *([] if labels.any() else [geometry.EMPTY_MASK])]
     if like is not None:
         if labels.shape != like.array.shape:
             raise ScanError(
@@ -163,8 +165,8 @@ def read_labels(
             )
         if like.header["descrip"].item().startswith(MARK):
             raise ScanError(like.path, "is a mask written by this program, not a scan; put the scan in its place")
-        _warn_if_elsewhere(scan, like)
-    return dataclasses.replace(scan, array=labels)
+        remarks += geometry.compare(scan, like)
+    return dataclasses.replace(scan, array=labels, remarks=tuple(remarks))
 
 
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Scan) -> None:
@@ -234,38 +236,100 @@ _IMAGES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the header's size i
 
 
 def _read_bytes(path: pathlib.Path) -> bytes:
-    """The file's bytes, unzipped to the end, so that gzip's checksum is checked too."""
+    """Header and voxels; a zipped file is read to its end, so that gzip's checksum is checked too.
+
+    No more memory is taken than the header describes, and no more than `MAX_BYTES`.
+    """
     if not path.exists():
-        raise ScanError(path, "the file is missing")
+        absent = (
+            "it is a link to a file that is not there (git annex get?)" if path.is_symlink() else "the file is missing"
+        )
+        raise ScanError(path, absent)
     if not path.is_file():
         raise ScanError(path, "not a file")
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == _GZIP_MAGIC else data
+        with path.open("rb") as file:
+            zipped = file.read(2) == _GZIP_MAGIC
+            file.seek(0)
+            if not zipped:
+                return _described(path, file)
+            with gzip.GzipFile(fileobj=file) as unzipped:  # of several members too, as bgzip writes them
+                data = _described(path, unzipped)
+                _read_to_the_end(path, unzipped, len(data))
+                return data
     except _DAMAGE as e:
         raise ScanError(path, f"cannot be read, the file is damaged or cut short ({_first_line(e)})") from e
 
 
-def _parse(path: pathlib.Path, data: bytes) -> tuple[Any, np.ndarray]:
-    """(a nibabel image over the bytes, the zooms as the file has them: nibabel mends those of 0 or below)."""
-    size = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}
-    kinds = [kind for header_size, kind in _IMAGES.items() if header_size in size and len(data) >= header_size]
-    if not kinds:
+def _described(path: pathlib.Path, file: BinaryIO | gzip.GzipFile) -> bytes:
+    """As many bytes as the header describes; fewer if the file ends before."""
+    data = bytearray(file.read(max(_IMAGES)))
+    kind = _kind(data)
+    if kind is None:
         raise ScanError(path, "not a NIfTI image: it does not begin with a NIfTI header")
-    kind = kinds[0]
-    nibabel_log = std_logging.getLogger("nibabel.global")
-    level = nibabel_log.level
+    header = _raw_header(path, kind, bytes(data))
     try:
-        nibabel_log.setLevel(std_logging.CRITICAL)  # it reports its repairs of the header; ours is the stricter check
-        raw = kind.header_class.from_fileobj(io.BytesIO(data), check=False)
-        image = kind.from_bytes(data)
+        voxels = math.prod(max(0, int(n)) for n in header.get_data_shape())
+        wanted = max(int(header["vox_offset"]), len(data)) + voxels * max(0, int(header["bitpix"])) // 8
+    except _DAMAGE as e:  # numbers that are none, such as an offset of NaN
+        raise ScanError(path, f"its NIfTI header cannot be read ({_first_line(e)})") from e
+    if wanted > MAX_BYTES:
+        raise ScanError(path, f"its header describes {wanted} bytes, and more than {MAX_BYTES} are not read")
+    while len(data) < wanted and (block := file.read(min(_CHUNK, wanted - len(data)))):
+        data += block
+    return bytes(data)
+
+
+def _read_to_the_end(path: pathlib.Path, file: gzip.GzipFile, before: int) -> None:
+    """Reads what follows the voxels, and keeps none of it."""
+    rest = 0
+    while block := file.read(_CHUNK):
+        rest += len(block)
+        if rest > _SLACK:
+            raise ScanError(
+                path, f"it unpacks to more than {before + _SLACK} bytes, but its header describes {before}: not a scan"
+            )
+
+
+def _kind(data: bytes | bytearray) -> Any:
+    """nibabel's image class by the header's first number, in either byte order; None if these are no such bytes."""
+    size = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}
+    return next((kind for length, kind in _IMAGES.items() if length in size and len(data) >= length), None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences nibabel, which reports its repairs of the header; ours is the stricter check."""
+    log = std_logging.getLogger("nibabel.global")
+    level = log.level
+    try:
+        log.setLevel(std_logging.CRITICAL)
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _raw_header(path: pathlib.Path, kind: Any, data: bytes) -> Any:
+    """The header as the file has it."""
+    try:
+        with _quiet():
+            return kind.header_class.from_fileobj(io.BytesIO(data), check=False)
     except _DAMAGE as e:
         raise ScanError(path, f"its NIfTI header cannot be read ({_first_line(e)})") from e
-    finally:
-        nibabel_log.setLevel(level)
+
+
+def _parse(path: pathlib.Path, data: bytes) -> tuple[Any, np.ndarray]:
+    """(a nibabel image over the bytes, (8,) pixdim as the file has it: nibabel mends zooms of 0 or below)."""
+    kind = _kind(data)
+    raw = _raw_header(path, kind, data)
+    try:
+        with _quiet():
+            image = kind.from_bytes(data)
+    except _DAMAGE as e:
+        raise ScanError(path, f"its NIfTI header cannot be read ({_first_line(e)})") from e
     if raw["magic"].item().startswith(b"ni"):
         raise ScanError(path, "its voxels lie in a separate .img file; convert the pair to one .nii file")
-    return image, np.asarray(raw["pixdim"][1:4], np.float64)
+    return image, np.asarray(raw["pixdim"], np.float64)
 
 
 def _checked_shape(path: pathlib.Path, header: Any) -> tuple[int, ...]:
@@ -275,35 +339,9 @@ def _checked_shape(path: pathlib.Path, header: Any) -> tuple[int, ...]:
         shape = shape[:-1]
     if len(shape) not in (3, 4):
         raise ScanError(path, f"its shape is {full}; a scan must have 3 axes (x, y, slice) or 4 (x, y, slice, time)")
-    if 0 in shape:
+    if min(shape) < 1:
         raise ScanError(path, f"its shape is {full}: there are no voxels")
     return shape
-
-
-def _geometry(path: pathlib.Path, image: Any, zooms: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """(affine in mm, spacing in mm, whether the spacing is known)."""
-    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
-        raise ScanError(path, f"its header gives voxel sizes (zooms) of {zooms.tolist()}; each must be above 0")
-    unit = int(image.header["xyzt_units"]) & _SPATIAL_CODES
-    if unit not in _MM_PER_UNIT:
-        raise ScanError(path, f"its header's unit of space is code {unit}, which NIfTI does not define")
-    affine = np.array(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12 * _MM_PER_UNIT[unit] ** -3:
-        raise ScanError(path, "its affine is singular or not finite: voxels have no place in the world")
-    affine[:3] *= _MM_PER_UNIT[unit]
-    known = unit != 0 or bool((np.abs(zooms - 1.0) > _ZOOM_TOLERANCE).any())
-    spacing = (zooms * _MM_PER_UNIT[unit]).astype(np.float32) if known else np.ones(3, np.float32)
-    return affine, spacing, known
-
-
-def _warn_if_elsewhere(mask: Scan, image: Scan) -> None:
-    apart = float(np.abs(mask.affine - image.affine).max())
-    if apart > _AFFINE_TOLERANCE_MM:
-        logging.warning(
-            "%s: its affine differs from that of its image by up to %.3g mm; it is taken to lie on the image's voxels",
-            mask.path,
-            apart,
-        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,12 +12,23 @@ import re
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from absl import logging
 
-from jras_jax.data import LABEL_CONVENTIONS, PHASES, STRUCTURES, Volume, cavities, nifti
-from jras_jax.errors import UserError
+from jras_jax.data import (
+    LABEL_CONVENTIONS,
+    PHASES,
+    STRUCTURES,
+    Volume,
+    cavities,
+    finder,
+    geometry,
+    nifti,
+    remarks,
+    tables,
+)
+from jras_jax.data.finder import SUFFIXES, stem
+from jras_jax.errors import ScanError, UserError
 
-SUFFIXES = (".nii.gz", ".nii")
+__all__ = ["SUFFIXES", "convention_labels", "parse_labels", "patient_of", "read_pairs", "stem"]
 _NAME = re.compile(r"^(?P<patient>.+?)(?:_sa)?(?:_(?:frame(?P<frame>\d+)|(?P<phase>ED|ES)))?$")
 
 
@@ -60,7 +71,7 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
 
     Args:
       folder: 3-D pairs give one volume each, 4-D ones a volume for every frame whose mask is not empty. Scans without
-        a mask are passed over.
+        a mask are passed over. What is unusual or passed over for another reason is said on stderr.
       labels: structure -> its value in these masks.
 
     Returns:
@@ -68,13 +79,15 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
 
     Raises:
       UserError: no such folder, no pair in it, a mask without its scan, a file that breaks a rule of `nifti` or holds
-        another label, two pairs of one case, masks that are all empty, or LV and RV exchanged.
+        another label, slices along another axis than the third, one scan in two files, two pairs of one case, masks
+        that are all empty, or LV and RV exchanged.
     """
     folder = pathlib.Path(folder)
-    masks = _masks(folder)
+    notes: list[str] = []
+    masks = _masks(folder, notes)
     volumes: dict[str, Volume] = {}
     for mask in masks:
-        for volume in _read_pair(mask, labels):
+        for volume in _read_pair(mask, labels, notes):
             if volume.case in volumes:
                 other = volumes[volume.case].source
                 raise UserError(f"{folder}: {other} and {volume.source} are both case {volume.case}; keep one of them")
@@ -83,14 +96,17 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
         raise UserError(f"{folder}: the mask of every pair is empty, so there is nothing to retrieve")
     found = [volumes[case] for case in sorted(volumes)]
     _check_cavities(folder, found, labels)
+    odd = [v for v in found if v.mask is not None and cavities.seem_exchanged([v.mask])]
+    notes += [f"{v.source}: LV and RV seem exchanged in its mask ({v.case}), unlike in the others" for v in odd]
+    remarks.tell(notes)
     return found
 
 
 def _check_cavities(folder: pathlib.Path, volumes: list[Volume], labels: Mapping[str, int]) -> None:
-    """Raises UserError if LV and RV seem exchanged, see `data.cavities`."""
-    found = cavities.seem_exchanged(v.mask for v in volumes if v.mask is not None)
-    if found is not None:
-        left, right = found
+    """Raises UserError if LV and RV seem exchanged."""
+    shares = cavities.seem_exchanged(v.mask for v in volumes if v.mask is not None)
+    if shares is not None:
+        left, right = shares
         other = f"LV:{labels['RV']},MYO:{labels['MYO']},RV:{labels['LV']}"
         raise UserError(
             f"{folder}: LV and RV seem exchanged: myocardium surrounds {right:.0%} of what is read as RV, but "
@@ -104,36 +120,42 @@ def patient_of(name: str) -> str:
     return match["patient"] if match else name
 
 
-def stem(path: pathlib.Path) -> str:
-    """A NIfTI file's name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _masks(folder: pathlib.Path) -> list[pathlib.Path]:
+def _masks(folder: pathlib.Path, notes: list[str]) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    masks = sorted(p for p in folder.rglob("*_gt.nii*") if p.name.endswith(SUFFIXES) and p.is_file())
+    found = finder.find(folder)
+    masks = [p for p in found.files if is_mask(p)]
     if not masks:
-        raise UserError(f"{folder}: holds no labelled scans; a pair is NAME.nii.gz and its mask NAME_gt.nii.gz")
+        why = "; ".join(found.lines()[:3])
+        raise UserError(
+            f"{folder}: holds no labelled scans; a pair is NAME.nii.gz and its mask NAME_gt.nii.gz"
+            + (f" ({why})" if why else "")
+        )
+    finder.check_stems(masks)
+    notes += found.lines()
     return masks
 
 
-def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int]) -> list[Volume]:
+def is_mask(path: pathlib.Path) -> bool:
+    """Whether a NIfTI file is named as a mask, NAME_gt."""
+    return stem(path).lower().endswith("_gt")
+
+
+def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int], notes: list[str]) -> list[Volume]:
     """The labelled volumes of one pair."""
-    name = stem(mask_path).removesuffix("_gt")
-    found = [p for p in (mask_path.with_name(name + suffix) for suffix in SUFFIXES) if p.is_file()]
-    if not found:
+    name = stem(mask_path)[: -len("_gt")]
+    if not finder.files_of(mask_path.parent, name):
         raise UserError(f"{mask_path}: its scan {name}.nii.gz is not beside it")
-    scan = nifti.read_scan(found[0])
+    scan = nifti.read_scan(finder.one_of(mask_path.parent, name))
+    geometry.require_slices_last(scan)
     mask = nifti.read_labels(mask_path, like=scan)
+    notes += [f"{s.path}: {remark}" for s in (scan, mask) for remark in s.remarks]
     array = _project_labels(mask, labels)
     match = _NAME.match(name)
     assert match is not None
     info = _info(mask_path.parent / "Info.cfg")
     images, masks = (a if a.ndim == 4 else a[..., None] for a in (scan.array, array))
     kept = np.flatnonzero(masks.any((0, 1, 2)))
-    if not len(kept):
-        logging.warning("%s: the mask is empty, the pair is passed over", mask_path)
     # ACDC counts frames from 1. A pair of 3-D files is one frame of its cine, a 4-D one holds the cine itself.
     first = max(int(match["frame"]) - 1, 0) if match["frame"] else 0
     phases = {int(info[p]) - 1: p for p in PHASES if info.get(p, "").isdecimal()}
@@ -148,7 +170,7 @@ def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int]) -> list[Volum
             phase=match["phase"] or phases.get(first + int(t), ""),
             group=info.get("Group", ""),
             frame=first + int(t),
-            source=str(found[0]),
+            source=str(scan.path),
         )
         for t in kept
     ]
@@ -170,10 +192,8 @@ def _project_labels(mask: nifti.Scan, labels: Mapping[str, int]) -> np.ndarray:
 
 
 def _info(path: pathlib.Path) -> dict[str, str]:
-    """The lines 'key: value' of an Info.cfg, none where it is absent or no text."""
+    """The lines of an Info.cfg, none if it is absent or no text."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return tables.read_info(path)
+    except ScanError:
         return {}
-    parts = (line.partition(":") for line in lines)
-    return {key.strip(): value.strip() for key, colon, value in parts if colon}

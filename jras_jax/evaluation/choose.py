@@ -14,6 +14,7 @@ from jras_jax.data.load import RunData
 from jras_jax.evaluation import evaluator, metrics, statistics
 from jras_jax.inference.postprocess import postprocessed
 from jras_jax.inference.trained_run import TrainedRun
+from jras_jax.run_folder import provenance
 
 PLAIN: dict[str, Any] = {"postprocess": "none", "tta": False}
 OPTIONS: tuple[dict[str, Any], ...] = tuple(
@@ -47,7 +48,7 @@ def choose(
 
     Returns:
       What was written: 'options', one dict each (postprocess, tta, means, gains over neither with their intervals),
-      'chosen', 'rule', 'split', 'patients', 'unit', 'checkpoint_step'.
+      'chosen', 'rule', 'warnings', 'split', 'patients', 'unit', 'checkpoint_step'.
 
     Raises:
       UserError: the file cannot be written.
@@ -72,6 +73,7 @@ def choose(
         "unit": units.pop() if len(units) == 1 else "mixed",
         "options": options,
         "rule": RULE,
+        "warnings": provenance.data_changes(run.folder.facts, data),
         "chosen": best(options),
     }
     if jax.process_index() == 0:

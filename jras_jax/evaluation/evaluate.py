@@ -74,7 +74,7 @@ def evaluate(
         evidence.add(volume, prediction, scores.add(volume, prediction))
         if retrieved is not None:
             retrieved.add(prediction)
-    summary = finite(_summary(run, scores, volumes, gallery, retrieved))
+    summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
     if jax.process_index() == 0:
         evidence.write()
         metrics.write_cases_csv(folder.cases, scores.cases)
@@ -119,12 +119,14 @@ class _Scores:
 
 def _summary(
     run: TrainedRun,
+    data: RunData,
     scores: _Scores,
     volumes: list[Volume],
     gallery: RunGallery | None,
     retrieved: evaluator.RetrievedMasks | None,
 ) -> dict[str, Any]:
     config, warnings = run.config, []
+    warnings += _changes(run, data)
     units = {r["unit"] for r in scores.cases}
     if "voxel" in units:
         which = "the scans have" if len(units) == 1 else "some scans have"
@@ -165,6 +167,15 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+
+
+def _changes(run: TrainedRun, data: RunData) -> list[str]:
+    """What of the data is not as it was when the run was started."""
+    changes = provenance.data_changes(run.folder.facts, data)
+    if data.added and run.config.eval.split == "test":
+        names = ", ".join(data.added[:3]) + (", ..." if len(data.added) > 3 else "")
+        changes.append(f"{len(data.added)} test patients were added after the run was started ({names})")
+    return changes
 
 
 def finite(tree: Any) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jras_jax.data import STRUCTURES, cavities, nifti
+from jras_jax.data import STRUCTURES, cavities, geometry, nifti
+from jras_jax.data.remarks import summarised
 from jras_jax.errors import UserError
 from jras_jax.evaluation import matching, metrics
 
@@ -22,9 +23,6 @@ COLUMNS = (
     + ("empty", "unit")
 )
 _PHASE = re.compile(r"^(.+)_(ED|ES|frame\d+)$")
-_SAME_ZOOM = 1e-3  # relative
-_SAME_PLACE_MM = 0.1
-_SAME_DIRECTION = 0.9  # cosine between the directions of one axis; a flip gives -1, a swap about 0
 
 
 class LabelMaps(NamedTuple):
@@ -81,7 +79,7 @@ class CavityCheck:
         """A line if LV and RV seem exchanged in the folder or in single masks of it."""
         if cavities.exchanged(self._total) is None and not self._single:
             return []
-        mended = self._structures | {"LV": self._structures["RV"], "RV": self._structures["LV"]}
+        mended = dict(self._structures) | {"LV": self._structures["RV"], "RV": self._structures["LV"]}
         labels = ",".join(f"{name}:{value}" for name, value in mended.items())
         where = f"{self._folder}: "
         if cavities.exchanged(self._total) is None:
@@ -165,19 +163,8 @@ def _check_geometry(truth: nifti.Scan, found: nifti.Scan) -> list[str]:
         raise UserError(
             f"{found.path}: its shape {found.array.shape} is not {truth.array.shape} of its reference; {hint}"
         )
-    if not found.spacing_known:
-        return [f"{found.path}: its header holds no voxel size; the reference's is used"] if truth.spacing_known else []
-    if truth.spacing_known and not np.allclose(truth.spacing, found.spacing, rtol=_SAME_ZOOM, atol=0):
-        zooms = [" x ".join(f"{z:.4g}" for z in s.spacing) for s in (found, truth)]
-        raise UserError(f"{found.path}: its voxels are {zooms[0]} mm, those of its reference {zooms[1]} mm; {hint}")
-    apart = float(np.abs(truth.affine - found.affine).max())
-    placed = all(int(s.header["sform_code"]) or int(s.header["qform_code"]) for s in (truth, found))
-    if not placed or apart <= _SAME_PLACE_MM:
-        return []
-    axes = [s.affine[:3, :3] / np.linalg.norm(s.affine[:3, :3], axis=0) for s in (truth, found)]
-    if ((axes[0] * axes[1]).sum(0) < _SAME_DIRECTION).any():
-        raise UserError(f"{found.path}: its axes run in other directions than those of its reference; {hint}")
-    return [f"{found.path}: its affine is up to {apart:.3g} mm off its reference's; compared voxel by voxel"]
+    remarks = [f"{found.path}: {line}" for line in geometry.compare(found, truth, role="reference", hint=hint)]
+    return remarks + [f"{s.path}: {line}" for s in (truth, found) for line in s.remarks]
 
 
 def score_folders(
@@ -188,7 +175,7 @@ def score_folders(
     Raises:
       UserError: see `matching.match`; or no case has both files, or none could be scored.
     """
-    matched, alone = matching.match(references, predictions)
+    matched, alone, notes = matching.match(references, predictions)
     for line in alone:
         log.print(f"not scored: {line}", markup=False, soft_wrap=True)
     if not matched:
@@ -203,11 +190,12 @@ def score_folders(
             own, remarks = score_pair(*pair, labels.reference, labels.prediction, checks)
         except UserError as e:
             faults += 1
-            remarks = [f"not scored: {e}"]
+            log.print(f"not scored: {e}", markup=False, soft_wrap=True)
         else:
             rows += own
-        for remark in remarks:
-            log.print(remark, markup=False, soft_wrap=True)
+            notes += remarks
+    for line in summarised(notes):
+        log.print(line, markup=False, soft_wrap=True)
     if not rows:
         raise UserError(f"none of the {len(matched)} cases could be scored; the reasons stand above")
     warnings = [line for check in checks for line in check.warnings()]

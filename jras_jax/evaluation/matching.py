@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from jras_jax.data import PHASES, names, pairs
-from jras_jax.errors import UserError, printable
+from jras_jax.data import PHASES, finder, names, pairs, tables
+from jras_jax.errors import ScanError, UserError, printable
 
 ROLES = ("_gt", "_pred")  # of references and of predictions
 
@@ -29,24 +29,27 @@ class Pair(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """The pairs, sorted by case; and a line on each file that has no partner."""
+    """The pairs, sorted by case; a line on each file that has no partner; lines on what was passed over."""
 
     pairs: list[Pair]
     alone: list[str]
+    notes: list[str]
 
 
-def find_masks(folder: pathlib.Path, role: str) -> list[pathlib.Path]:
+def find_masks(folder: pathlib.Path, role: str, notes: list[str]) -> list[pathlib.Path]:
     """A folder's NIfTI masks, sorted; if names end in `role`, '_gt' or '_pred', only those.
 
+    What looks like a mask but is passed over goes to `notes`.
+
     Raises:
-      UserError: no such folder, or no NIfTI file in it.
+      UserError: no such folder, no NIfTI file in it, or one mask in two files.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
-    files = sorted(p for p in folder.rglob("*") if p.name.endswith(pairs.SUFFIXES) and p.is_file())
-    files = [p for p in files if pairs.stem(p).lower().endswith(role)] or files
+    found = finder.find(folder)
+    files = [p for p in found.files if pairs.stem(p).lower().endswith(role)] or found.files
     if not files:
         raise UserError(f"{folder}: holds no .nii or .nii.gz file")
+    finder.check_stems(files)
+    notes += found.lines()
     return files
 
 
@@ -56,7 +59,8 @@ def match(references: pathlib.Path, predictions: pathlib.Path) -> Matched:
     Raises:
       UserError: see `find_masks`.
     """
-    truth, found = find_masks(references, ROLES[0]), find_masks(predictions, ROLES[1])
+    notes: list[str] = []
+    truth, found = find_masks(references, ROLES[0], notes), find_masks(predictions, ROLES[1], notes)
     partners: dict[pathlib.Path, pathlib.Path] = {}
     rules: list[Callable[[pathlib.Path, pathlib.Path], Hashable]] = [_place, lambda file, root: _bare(file), _identity]
     for rule in rules:
@@ -71,7 +75,7 @@ def match(references: pathlib.Path, predictions: pathlib.Path) -> Matched:
     cases = [_place(reference, references) if nested else name for reference, name in zip(partners, bare, strict=True)]
     matched = [Pair(case, *both) for case, both in zip(cases, partners.items(), strict=True)]
     alone = _alone(truth, found, references, predictions) + _alone(found, truth, predictions, references)
-    return Matched(sorted(matched), alone)
+    return Matched(sorted(matched), alone, notes)
 
 
 def _alone(
@@ -115,9 +119,8 @@ def _identity(file: pathlib.Path, root: pathlib.Path) -> tuple[str, str, str]:
     if name.phase or name.frame is None:
         return name.key, name.view, name.phase
     try:
-        lines = (file.parent / "Info.cfg").read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        info = tables.read_info(file.parent / "Info.cfg")
+    except ScanError:
+        info = {}
     known = {int(info[phase]): phase for phase in PHASES if info.get(phase, "").isdecimal()}
     return name.key, name.view, known.get(name.frame, f"frame{name.frame}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, axes, nifti, pairs
+from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, axes, finder, geometry, nifti, pairs, remarks
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.segmenter import Segmenter, VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
@@ -90,9 +90,8 @@ def segment_file(
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
     scan = nifti.read_scan(task.scan)
-    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
-    if axis != 2:
-        note(f"{printable(task.scan)}: its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
+    for remark in unusual(run, scan):
+        note(f"{printable(scan.path)}: {remark}")
     predictions = run.segment_volumes(frames(scan), gallery, segmenter)
     match = None
     if gallery is not None:
@@ -108,6 +107,22 @@ def segment_file(
             task.mask.unlink()
         raise
     return predictions
+
+
+def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
+    """What is unusual about a scan, by itself or for this run."""
+    remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
+    if not scan.spacing_known and run.splits.get("spacing") != "unknown":
+        remarks.append(geometry.NO_SPACING_HERE)
+    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
+    if axis != 2:
+        remarks.append(f"its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
+    elif scan.spacing_known and geometry.slice_axis(scan.array.shape, scan.spacing, True) != 2:
+        remarks.append(
+            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may lie along another axis than the "
+            "third, along which they are read"
+        )
+    return remarks
 
 
 def frames(scan: nifti.Scan) -> list[Volume]:
@@ -257,15 +272,24 @@ def _is_evidence(path: pathlib.Path) -> bool:
 
 
 def _inputs(source: pathlib.Path) -> list[pathlib.Path]:
+    """The scans of a file or folder; what else looks like one is named on stderr."""
     if source.is_dir():
-        scans = sorted(
-            p for p in source.rglob("*") if p.name.endswith(pairs.SUFFIXES) and not pairs.stem(p).endswith("_gt")
-        )
+        found = finder.find(source)
+        masks = [p for p in found.files if pairs.is_mask(p)]
+        scans = [p for p in found.files if not pairs.is_mask(p)]
         if not scans:
-            raise UserError(f"--input={source}: no .nii or .nii.gz file in this folder")
+            why = [f"{len(masks)} masks (NAME_gt)"] if masks else []
+            why += found.lines()[:3]
+            raise UserError(
+                f"--input={source}: no .nii or .nii.gz file in this folder" + (f" ({'; '.join(why)})" if why else "")
+            )
+        finder.check_stems(scans)
+        remarks.tell([*found.lines(), *(f"{p}: passed over, a name with _gt is a mask's" for p in masks)])
         return scans
-    if not source.is_file():
+    if not source.exists() and not source.is_symlink():
         raise UserError(f"--input={source}: no such file or folder")
-    if not source.name.endswith(pairs.SUFFIXES):
+    if finder.suffix(source) and (reason := finder.fault(source)):
+        raise UserError(f"--input={source}: {reason}")
+    if not finder.suffix(source):
         raise UserError(f"--input={source}: not a NIfTI file (.nii or .nii.gz)")
     return [source]

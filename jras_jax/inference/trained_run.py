@@ -20,7 +20,7 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
-from jras_jax.data import STRUCTURES, Volume, axes, pairs
+from jras_jax.data import STRUCTURES, Volume, axes, finder, pairs
 from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
@@ -184,7 +184,7 @@ class TrainedRun:
             return self.make_gallery(table, embeddings=embeddings, description=f"{source}, {table.contents}")
         if not pathlib.Path(source).is_dir():
             raise UserError(f"--gallery={source}: no such folder")
-        if not any(pathlib.Path(source).rglob("*_gt.nii*")):
+        if not any(pairs.is_mask(path) for path in finder.find(pathlib.Path(source)).files):
             raise UserError(
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"

@@ -8,21 +8,28 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from jras_jax import files, models
 from jras_jax.config import Config
+from jras_jax.data import fingerprint
+from jras_jax.data.load import RunData
+from jras_jax.errors import UserError
 
 LEAK_WARNING = (
     "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the "
     "training loss then measures copying, and scores obtained this way are not comparable with honest ones"
 )
+_REMEDY = "delete it; it only records where the run's numbers come from"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
 
-def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def collect(
+    config: Config, params: Any, mesh: jax.sharding.Mesh, data_fingerprint: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Everything that another person needs to tell this run from a similar one."""
     warnings = []
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
@@ -39,6 +46,7 @@ def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, A
         "mesh": dict(mesh.shape),
         "seed": config.seed,
         "parameters": parameter_counts(params),
+        "data_fingerprint": dict(data_fingerprint or {}),
         "warnings": warnings,
     }
 
@@ -48,11 +56,48 @@ def parameter_counts(params: Any) -> dict[str, int]:
     return {part: models.parameter_count(tree) for part, tree in params.items()}
 
 
-def write(path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh) -> None:
+def data_changes(path: pathlib.Path, data: RunData) -> list[str]:
+    """What of a run's data changed since it was started, by the fingerprints in its run.json; a line each.
+
+    Args:
+      path: of run.json; runs of earlier versions have no fingerprint there, of which nothing can be said.
+      data: the data as it is now.
+
+    Raises:
+      FileError: run.json is damaged.
+    """
+    if not path.is_file():
+        return []
+    saved = files.read_json(path, remedy=_REMEDY).get("data_fingerprint")
+    if not isinstance(saved, dict):
+        return []
+    return [
+        f"the {part} data changed since the run was started: {path} has the fingerprint {saved[part]}, the scans of "
+        f"{data.scans} give {data.fingerprint[part]}"
+        for part in fingerprint.changed(saved, data.fingerprint)
+    ]
+
+
+def require_same_data(path: pathlib.Path, data: RunData) -> None:
+    """Refuses to train on with other data; raises UserError (see `data_changes`)."""
+    changes = data_changes(path, data)
+    if changes:
+        raise UserError(
+            "; ".join(changes) + ". Bring the old scans back to resume, or train on the new ones in another --workdir"
+        )
+
+
+def write(
+    path: pathlib.Path,
+    config: Config,
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    data_fingerprint: Mapping[str, str] | None = None,
+) -> None:
     """Writes `collect` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
-    facts = collect(config, params, mesh)
+    facts = collect(config, params, mesh, data_fingerprint)
     if path.is_file():
-        before = files.read_json(path, remedy="delete it; it only records where the run's numbers come from")
+        before = files.read_json(path, remedy=_REMEDY)
         facts["earlier_starts"] = before.pop("earlier_starts", []) + [before]
     files.write_json(path, facts)
 

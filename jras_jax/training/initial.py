@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
 
-from jras_jax import convert, joint
+from jras_jax import convert, files, joint
 from jras_jax.config import Config
 from jras_jax.errors import UserError
 from jras_jax.run_folder.layout import RunFolder
@@ -20,25 +19,36 @@ def variables(model: joint.JointModel, config: Config) -> joint.Variables | None
     Raises:
       UserError: a file is missing, or its weights do not fit the configured model.
     """
-    sources = {"backbone": config.backbone.init_from}
-    if config.retrieval.enabled:
-        sources["retriever"] = config.retriever.init_from
-    if not any(sources.values()):
+    sources = _sources(config)
+    if not sources:
         return None
     random = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())
     result = {collection: dict(tree) for collection, tree in random.items()}
     for part, source in sources.items():
-        if source:
-            own = {collection: tree[part] for collection, tree in random.items() if part in tree}
-            for collection, tree in _load(part, own, source).items():
-                result[collection][part] = tree
+        own = {collection: tree[part] for collection, tree in random.items() if part in tree}
+        for collection, tree in convert.init_from(own, _path(part, source)).items():
+            result[collection][part] = tree
     return result
 
 
-def _load(part: str, variables: Any, source: str) -> Any:
-    path = pathlib.Path(source)
+def check_sources(config: Config) -> None:
+    """Raises UserError if `backbone.init_from` or `retriever.init_from` is not there; before the data set is built."""
+    for part, source in _sources(config).items():
+        _path(part, source)
+
+
+def _sources(config: Config) -> dict[str, str]:
+    """What is given for each part of the model."""
+    sources = {"backbone": config.backbone.init_from}
+    if config.retrieval.enabled:
+        sources["retriever"] = config.retriever.init_from
+    return {part: source for part, source in sources.items() if source}
+
+
+def _path(part: str, source: str) -> pathlib.Path:
+    path = files.expanded(source)
     if part == "retriever" and RunFolder(path).retriever.is_file():
         path = RunFolder(path).retriever
     if not path.exists():
         raise UserError(f"config.{part}.init_from={source!r}: no such file or folder")
-    return convert.init_from(variables, path)
+    return path

@@ -106,6 +106,7 @@ def start(config: Config, folder: RunFolder, data: RunData) -> TrainingRun:
     The folder is claimed (config.json, splits.json, run.json) only after all checks have passed.
     """
     check_folder(config, folder)
+    provenance.require_same_data(folder.facts, data)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
     table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
@@ -153,7 +154,7 @@ def start(config: Config, folder: RunFolder, data: RunData) -> TrainingRun:
     if gallery is not None and config.retriever.trained_blocks >= 0:
         gallery.fill_cache(run.state.variables)
     if jax.process_index() == 0:
-        provenance.write(folder.facts, config, run.state.params, device_mesh)
+        provenance.write(folder.facts, config, run.state.params, device_mesh, data.fingerprint)
     return run
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pathlib
 import re
 
-from jras_jax.data.nifti import ScanError
-from jras_jax.errors import UserError
+from jras_jax.data import finder, tables
+from jras_jax.errors import ScanError, UserError
 from tfds_builders import common
 
 _FOLDERS = {"train": "training", "test": "testing"}
@@ -27,29 +27,39 @@ class Builder(common.ScanBuilder):
     LABELS = "acdc"
 
     @staticmethod
+    def root(manual_dir: pathlib.Path) -> pathlib.Path:
+        """See `common.ScanBuilder.root`."""
+        return common.find_root(manual_dir, tuple(_FOLDERS.values()), inner="database")
+
+    @staticmethod
     def inventory(manual_dir: pathlib.Path) -> common.Inventory:
         """See `common.ScanBuilder.inventory`."""
-        root = common.find_root(manual_dir, tuple(_FOLDERS.values()), inner="database")
+        root = Builder.root(manual_dir)
         cases: dict[str, list[common.Case]] = {}
-        tables: list[pathlib.Path] = []
-        notes = []
+        infos: list[pathlib.Path] = []
+        notes: list[str] = []
+        skipped: list[str] = []
         for split, name in _FOLDERS.items():
             folder = root / name
-            patients = sorted(p for p in folder.glob("patient*") if p.is_dir() and _PATIENT.fullmatch(p.name))
+            patients = common.patient_folders(folder, _is_patient, "patientNNN", skipped)
             if not patients:
                 there = "holds no patient folders" if folder.is_dir() else "is not there"
                 notes.append(f"{folder} {there}: the data set has no split '{split}'")
                 continue
             _require_masks(folder, patients)
-            tables += [patient / "Info.cfg" for patient in patients]
+            infos += [patient / "Info.cfg" for patient in patients]
             cases[split] = [case for patient in patients for case in _cases(patient)]
         common.check_patients(cases, manual_dir)
-        return common.Inventory(root, cases, tables, notes)
+        return common.Inventory(root, cases, infos, notes, skipped)
+
+
+def _is_patient(name: str) -> bool:
+    return _PATIENT.fullmatch(name) is not None
 
 
 def _require_masks(folder: pathlib.Path, patients: list[pathlib.Path]) -> None:
     """The challenge once shipped testing/ without masks: one message for all of it."""
-    if not any(any(patient.glob("*_gt.nii*")) for patient in patients):
+    if not any(finder.stem(p).endswith("_gt") for patient in patients for p in patient.iterdir() if finder.suffix(p)):
         raise UserError(
             f"{folder}: none of its {len(patients)} patients has a mask (patientNNN_frameFF_gt.nii.gz); "
             "use the later release, which has them, or move the folder away"
@@ -58,7 +68,7 @@ def _require_masks(folder: pathlib.Path, patients: list[pathlib.Path]) -> None:
 
 def _cases(patient: pathlib.Path) -> list[common.Case]:
     """ED and ES of one patient's folder."""
-    info = _read_info(patient / "Info.cfg")
+    info = tables.read_info(patient / "Info.cfg")
     frames = {phase: _frame_number(patient / "Info.cfg", info, phase) for phase in ("ED", "ES")}
     if frames["ED"] == frames["ES"]:
         raise ScanError(patient / "Info.cfg", f"ED and ES are the same frame, {frames['ED']}")
@@ -76,18 +86,6 @@ def _cases(patient: pathlib.Path) -> list[common.Case]:
         )
         for phase, frame in frames.items()
     ]
-
-
-def _read_info(path: pathlib.Path) -> dict[str, str]:
-    """The lines 'key: value' of an Info.cfg."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as e:
-        raise ScanError(path, "the file is missing") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise ScanError(path, f"cannot be read as text ({e})") from e
-    pairs = (line.partition(":") for line in lines)
-    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
 def _frame_number(path: pathlib.Path, info: dict[str, str], phase: str) -> int:
