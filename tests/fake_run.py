@@ -132,7 +132,8 @@ def write_records(folder: pathlib.Path, rows, guides: int, unit: str) -> None:
     (folder / "run.json").write_text(json.dumps(facts))
     people = sorted({r["patient"] for r in rows})
     (folder / "splits.json").write_text(json.dumps({"train": ["patient100", "patient101"], "validation": people}))
-    columns = ["step", "loss", "dice_loss", "ce_loss", "grad_norm", "lr", "slices_per_s", "val/dice", "val/dice_RV"]
+    columns = ["step", "loss", "dice_loss", "ce_loss", "grad_norm", "lr_backbone", "slices_per_s"]
+    columns += ["val/dice", "val/dice_RV"]
     columns += ["val/dice_MYO", "val/dice_LV"] + (["val/retrieval_dice_1", "val/weight_entropy"] if guides else [])
     with (folder / "metrics.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, columns, restval="")
@@ -140,7 +141,7 @@ def write_records(folder: pathlib.Path, rows, guides: int, unit: str) -> None:
         for step in range(10, 401, 10):
             fall = math.exp(-step / 120)
             row = {"step": step, "loss": 0.2 + fall, "dice_loss": 0.1 + 0.6 * fall, "ce_loss": 0.1 + 0.4 * fall}
-            row |= {"grad_norm": 0.5 + fall, "lr": 1e-3 * (1 - step / 400), "slices_per_s": 160 + step % 30}
+            row |= {"grad_norm": 0.5 + fall, "lr_backbone": 1e-3 * (1 - step / 400), "slices_per_s": 160 + step % 30}
             if step % 100 == 0:
                 row |= {c: 0.9 - fall / 2 for c in columns if c.startswith("val/")}
             writer.writerow(row)

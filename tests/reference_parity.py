@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jras_jax import convert, models
-from jras_jax.convert import __main__ as converter
+from jras_jax.convert import converter
 
 TOLERANCE = 1e-4
 EMBEDDING = re.compile(r"(embed|embedding|embeddings|tokens?)(\.weight)?$")  # parameters that are added, not multiplied

@@ -10,7 +10,7 @@ import safetensors.numpy
 import scipy.ndimage
 
 from jras_jax import convert, models
-from jras_jax.convert import __main__ as converter
+from jras_jax.convert import converter
 from jras_jax.errors import UserError
 from jras_jax.models import transunet
 from jras_jax.models.layers import resize

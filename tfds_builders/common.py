@@ -64,7 +64,7 @@ class Inventory:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
     """Base of the builders: one example per patient and phase. Writes ArrayRecord, never needs TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")

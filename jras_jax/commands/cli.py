@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Sequence
 
 import jras_jax
-from jras_jax import files
 from jras_jax.errors import UserError
 
 COMMANDS = {
@@ -126,7 +125,7 @@ def _run(command: str, argv: list[str]) -> int:
     args, rest = p.parse_known_args(argv)
     for name, value in vars(args).items():  # a shell leaves `--workdir=~/runs` as it is
         if isinstance(value, (str, pathlib.Path)) and str(value).startswith("~"):
-            setattr(args, name, type(value)(files.expanded(value)))
+            setattr(args, name, type(value)(os.path.expanduser(value)))
     stray = [a for a in rest if not a.startswith("--config.")]
     if stray:
         raise UserError(f"{stray[0]!r} is no known argument; settings are given as --config.section.key=value")

@@ -33,7 +33,7 @@ class Description(NamedTuple):
 def describe() -> Iterator[Description]:
     """Every setting, in the schema's order."""
     for s in SETTINGS.values():
-        yield Description(s.key, s.type, s.default, s.rule, s.doc, CHANGES[s.change])
+        yield Description(s.key, type=s.type, default=s.default, rule=s.rule, doc=s.doc, change=CHANGES[s.change])
 
 
 def listing(word: str = "") -> str:

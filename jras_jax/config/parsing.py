@@ -78,7 +78,7 @@ def setting_at(key: str) -> Setting | None:
     return next((s for s in SETTINGS.values() if s.open_ended and key.startswith(f"{s.key}.")), None)
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -89,7 +89,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def parse(config: ml_collections.ConfigDict | dict) -> Config:
+def parse(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Checks types, choices and rules, and freezes.
 
     Raises:

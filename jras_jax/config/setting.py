@@ -100,7 +100,7 @@ def setting(
             raise TypeError(f"the setting of default {default!r} needs one lower and one upper bound")
         low, high = (at_least if above is None else above), (at_most if below is None else below)
         assert low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-        bounds = Bounds(low, high, above is not None, below is not None)
+        bounds = Bounds(low, high=high, low_open=above is not None, high_open=below is not None)
     metadata = {"doc": doc, "bounds": bounds, "must": must, "change": change}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)

@@ -32,7 +32,7 @@ def convert(source: str, model: str, output: pathlib.Path, variant: str = "") ->
     table = TABLES[model]
     given = sources.read(source)
     arrays, faults = rules.translate(given.tensors, table.rules)
-    fields = {**_fields(source, model, variant, given.config), **table.from_arrays(arrays)}
+    fields = {**_fields(source, model=model, variant=variant, config=given.config), **table.from_arrays(arrays)}
     faults += rules.compare(arrays, _expected(table, fields, arrays), table.optional)
     advice = f"is it a {model} of {'these sizes' if given.config else f'the size {variant!r}'}?"
     rules.fail(f"{source} as {model}", faults, advice)

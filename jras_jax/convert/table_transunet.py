@@ -62,7 +62,12 @@ _TIMM = (
     Rule(_TIMM_BLOCK + r"norm([12])\.weight", r"block_\1/norm\2/scale"),
     Rule(_TIMM_BLOCK + r"norm([12])\.bias", r"block_\1/norm\2/bias"),
     *(
-        Rule(_TIMM_BLOCK + rf"attn\.qkv\.{theirs}", rf"block_\1/attention/{name}/{ours}", transform, (i, 3))
+        Rule(
+            _TIMM_BLOCK + rf"attn\.qkv\.{theirs}",
+            target=rf"block_\1/attention/{name}/{ours}",
+            transform=transform,
+            part=(i, 3),
+        )
         for theirs, ours, transform in (("weight", "kernel", "linear"), ("bias", "bias", "same"))
         for i, name in enumerate(("query", "key", "value"))
     ),

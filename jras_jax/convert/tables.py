@@ -166,7 +166,12 @@ SAM_RULES = (
     *affine(r"vision_encoder\.patch_embed\.projection", "encoder/patch_embedding", "conv"),
     *norm(_SAM_BLOCK + r"\.layer_norm([12])", r"encoder/block_\1/norm\2"),
     *(
-        Rule(_SAM_BLOCK + rf"\.attn\.qkv\.{theirs}", rf"encoder/block_\1/attention/{name}/{ours}", transform, (i, 3))
+        Rule(
+            _SAM_BLOCK + rf"\.attn\.qkv\.{theirs}",
+            target=rf"encoder/block_\1/attention/{name}/{ours}",
+            transform=transform,
+            part=(i, 3),
+        )
         for theirs, ours, transform in (("weight", "kernel", "linear"), ("bias", "bias", "same"))
         for i, name in enumerate(("query", "key", "value"))
     ),

@@ -114,7 +114,7 @@ def init_from(
             kept.append(name)
             continue
         if value is not None and key == f"params/{facts.get('stem')}" and _same_but_inputs(value, own):
-            value = _widen(value, own.shape, query_channels, new_channels, seed)
+            value = _widen(value, shape=own.shape, query_channels=query_channels, new_channels=new_channels, seed=seed)
         fault = _fault(name, value, own)
         if fault or value is None:
             faults.append(fault)

@@ -84,6 +84,7 @@ class Scan:
     remarks: tuple[str, ...] = ()
 
 
+@np.errstate(all="ignore")  # what overflows in headers or scaling ends as infinity or NaN, which is refused
 def read_scan(path: str | os.PathLike[str]) -> Scan:
     """Reads a 3-D or 4-D scan from a .nii or .nii.gz file (NIfTI-1 or NIfTI-2).
 
@@ -102,15 +103,12 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     image, pixdim = _parse(path, _read_bytes(path))
     shape = _checked_shape(path, image.header)
     affine, spacing, known, remarks = geometry.of_image(path, image, pixdim, shape)
-    with np.errstate(all="ignore"):  # overflow in scaling ends as infinity, which is caught below
-        try:
-            array = np.asarray(image.dataobj)
-            kind = array.dtype.kind
-            array = array.astype(np.float32) if kind in "biuf" else array
-        except _DAMAGE as e:
-            raise ScanError(
-                path, f"its voxels cannot be read, the file is damaged or cut short ({_first_line(e)})"
-            ) from e
+    try:
+        array = np.asarray(image.dataobj)
+        kind = array.dtype.kind
+        array = array.astype(np.float32) if kind in "biuf" else array
+    except _DAMAGE as e:
+        raise ScanError(path, f"its voxels cannot be read, the file is damaged or cut short ({_first_line(e)})") from e
     if kind not in "biuf":
         raise ScanError(path, f"its voxels are of type {image.get_data_dtype()}, not plain numbers (a greyscale image)")
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))

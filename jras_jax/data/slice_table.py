@@ -80,7 +80,9 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
     patients = tuple(dict.fromkeys(v.patient for v in volumes))
     vendors = tuple(dict.fromkeys(v.vendor for v in volumes))
     patient_of = {name: i for i, name in enumerate(patients)}
-    parts: dict[str, list] = {f: [] for f in ("images", "masks", "case", "patient", "phase", "slice_index", "position")}
+    parts: dict[str, list[np.ndarray]] = {
+        f: [] for f in ("images", "masks", "case", "patient", "phase", "slice_index", "position")
+    }
     parts |= {"vendor": [], "neighbours": []}
     start = 0
     for number, volume in enumerate(volumes):

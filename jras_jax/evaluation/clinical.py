@@ -107,7 +107,15 @@ def patient_indices(rows: Sequence[Mapping[str, Any]]) -> list[PatientIndices]:
         unit = "ml" if units == {"mm"} else "voxels"
         predicted, reference = _volumes(own, "", unit), _volumes(own, "reference_", unit)
         group = str(own[0].get("group", ""))
-        out.append(PatientIndices(patient, group, unit, _indices(predicted, unit), _indices(reference, unit)))
+        out.append(
+            PatientIndices(
+                patient,
+                group=group,
+                unit=unit,
+                predicted=_indices(predicted, unit),
+                reference=_indices(reference, unit),
+            )
+        )
     return out
 
 
@@ -147,13 +155,23 @@ def agreement(predicted: Sequence[float], reference: Sequence[float], unit: str 
     n, difference = len(p), p - r
     if not n:
         nan = math.nan
-        return Agreement(0, missing, nan, nan, nan, nan, nan, nan, unit)
+        return Agreement(
+            0, n_missing=missing, pearson=nan, bias=nan, sd=nan, low=nan, high=nan, mean_absolute=nan, unit=unit
+        )
     constant = n < 2 or np.ptp(p) == 0 or np.ptp(r) == 0
     pearson = math.nan if constant else float(stats.pearsonr(p, r).statistic)
     bias = float(difference.mean())
     sd = float(difference.std(ddof=1)) if n > 1 else math.nan
     return Agreement(
-        n, missing, pearson, bias, sd, bias - 1.96 * sd, bias + 1.96 * sd, float(np.abs(difference).mean()), unit
+        n,
+        n_missing=missing,
+        pearson=pearson,
+        bias=bias,
+        sd=sd,
+        low=bias - 1.96 * sd,
+        high=bias + 1.96 * sd,
+        mean_absolute=float(np.abs(difference).mean()),
+        unit=unit,
     )
 
 

@@ -93,7 +93,8 @@ def score_structures(
         raise ValueError(f"spacing must hold {reference.ndim} positive numbers, not {spacing}")
     voxel_ml = math.nan if spacing is None else float(np.prod(sampling)) / 1000.0
     return {
-        name: _score(reference == label, prediction == label, sampling, voxel_ml) for name, label in structures.items()
+        name: _score(reference == label, prediction=prediction == label, sampling=sampling, voxel_ml=voxel_ml)
+        for name, label in structures.items()
     }
 
 
@@ -219,7 +220,9 @@ def paper_2d_scores(
     rows = []
     for z in np.flatnonzero(np.isin(reference, list(structures.values())).any((0, 1))):
         grid = np.ix_(*pick, [z])
-        scores = score_structures(reference[grid][..., 0], prediction[grid][..., 0], None, structures)
+        scores = score_structures(
+            reference[grid][..., 0], prediction=prediction[grid][..., 0], spacing=None, structures=structures
+        )
         for name, s in scores.items():
             rows.append(
                 {"slice_index": int(z), "structure": name, "dice_2d": s.dice, "hd_2d_px": s.hd, "empty": s.empty}

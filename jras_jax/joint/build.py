@@ -25,7 +25,7 @@ def build_model(config: Config) -> JointModel:
         options["variant"] = config.backbone.variant
     backbone = models.create(config.backbone.name, num_classes=NUM_CLASSES, dtype=dtype, **options)
     if not config.retrieval.enabled:
-        return JointModel(backbone, None, None, config.backbone.in_channels)
+        return JointModel(backbone, retriever=None, fusion=None, in_channels=config.backbone.in_channels)
     r = config.retriever
     retriever = Retriever(
         variant=r.variant,
@@ -42,13 +42,19 @@ def build_model(config: Config) -> JointModel:
     if config.fusion.name in fusion.ON_FEATURES:
         fuse_options.setdefault("levels", backbone.fusion_levels)
     fuse = fusion.create(config.fusion.name, num_classes=NUM_CLASSES, **fuse_options)
-    return JointModel(backbone, retriever, fuse, config.backbone.in_channels, config.fusion.guide_gradient)
+    return JointModel(
+        backbone,
+        retriever=retriever,
+        fusion=fuse,
+        in_channels=config.backbone.in_channels,
+        guide_gradient=config.fusion.guide_gradient,
+    )
 
 
 def init_variables(model: JointModel, config: Config) -> Variables:
     """Random parameters by config.seed (jit-able)."""
     size, k = config.dataset.image_size, config.retrieval.top_k
-    guides = first_guides(1, k, size, NUM_CLASSES) if model.fusion is not None else None
+    guides = first_guides(1, k=k, size=size, num_classes=NUM_CLASSES) if model.fusion is not None else None
     # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its
     # values depend on how a computation is split.
     key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))

@@ -104,7 +104,7 @@ class CrossAttention(Fusion):
     def fuse_features(self, query: Features, guide: Features, guides: Guides) -> Features:
         out = list(query)
         for level in self.levels:
-            out[level] = query[level] + self._attend(level, query[level], guide[level], guides)
+            out[level] = query[level] + self._attend(level, query=query[level], guide=guide[level], guides=guides)
         return tuple(out)
 
     def _attend(self, level: int, query: jax.Array, guide: jax.Array, guides: Guides) -> jax.Array:

@@ -140,7 +140,7 @@ def retrieve(
         mesh=mesh,
     )
     if selection.strategy == "softmax":
-        return mix(gallery, weights, similarity, num_classes)
+        return mix(gallery, weights=weights, similarity=similarity, num_classes=num_classes)
     return fetch(gallery, indices, weights, similarity, num_classes, mesh=mesh)
 
 

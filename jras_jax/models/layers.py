@@ -57,7 +57,7 @@ def resize(x: jax.Array, size: tuple[int, int], method: Method = "bilinear", ali
     for axis, new in zip((1, 2), size, strict=True):
         if x.shape[axis] == new and not align_corners:
             continue
-        matrix = jnp.asarray(resize_matrix(x.shape[axis], new, method, align_corners), x.dtype)
+        matrix = jnp.asarray(resize_matrix(x.shape[axis], new=new, method=method, align_corners=align_corners), x.dtype)
         x = kernels.resample(x, matrix, axis)
     return x
 

@@ -122,10 +122,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         attention = RelativeAttention(
             self.heads,
-            self.window or self.position_grid,
-            self.lora_rank,
-            tuple(self.lora_targets),
-            self.dtype,
+            side=self.window or self.position_grid,
+            lora_rank=self.lora_rank,
+            lora_targets=tuple(self.lora_targets),
+            dtype=self.dtype,
             name="attention",
         )
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
@@ -170,8 +170,15 @@ class Encoder(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             window = 0 if i in self.global_blocks else self.window
-            lora = (self.lora_rank, tuple(self.lora_targets))
-            x = block(self.heads, window, self.position_grid, *lora, self.dtype, name=f"block_{i}")(x)
+            x = block(
+                self.heads,
+                window=window,
+                position_grid=self.position_grid,
+                lora_rank=self.lora_rank,
+                lora_targets=tuple(self.lora_targets),
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(x)
         x = Linear(self.neck, use_bias=False, dtype=self.dtype, name="neck_conv1")(x)
         x = LayerNorm(dtype=self.dtype, name="neck_norm1")(x)
         x = nn.Conv(self.neck, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="neck_conv2")(x)
@@ -235,7 +242,7 @@ class Decoder(nn.Module):
         positions = self._positions(height, width, channels).reshape(1, -1, channels).astype(self.dtype)
         tokens = start
         for i in range(DECODER_DEPTH):
-            block = TwoWayBlock(self.heads, self.hidden, i == 0, self.dtype, name=f"block_{i}")
+            block = TwoWayBlock(self.heads, hidden=self.hidden, first=i == 0, dtype=self.dtype, name=f"block_{i}")
             tokens, image = block(tokens, image, start, positions)
         last = Attention(self.heads, inner=channels // 2, dtype=self.dtype, name="token_to_image")
         tokens = tokens + last(tokens + start, image + positions, False, image)
@@ -303,22 +310,22 @@ class SAM(nn.Module):
 
     fusion_levels = (0,)  # the only map there is, at the patch's stride
 
-    def setup(self):
+    def setup(self) -> None:
         self.encoder = Encoder(
             self.width,
-            self.depth,
-            self.heads,
-            tuple(self.global_blocks),
-            self.window,
-            self.patch,
-            self.position_grid,
-            self.neck,
-            self.lora_rank,
-            tuple(self.lora_targets),
-            self.remat,
-            self.dtype,
+            depth=self.depth,
+            heads=self.heads,
+            global_blocks=tuple(self.global_blocks),
+            window=self.window,
+            patch=self.patch,
+            position_grid=self.position_grid,
+            neck=self.neck,
+            lora_rank=self.lora_rank,
+            lora_targets=tuple(self.lora_targets),
+            remat=self.remat,
+            dtype=self.dtype,
         )
-        self.decoder = Decoder(self.num_classes, self.decoder_heads, self.decoder_hidden, self.dtype)
+        self.decoder = Decoder(self.num_classes, heads=self.decoder_heads, hidden=self.decoder_hidden, dtype=self.dtype)
 
     def encode(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
         """(B, H, W, C) -> the image embedding, alone: ((B, ceil(H / patch), ceil(W / patch), neck),)."""

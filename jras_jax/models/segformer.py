@@ -106,7 +106,8 @@ class Stage(nn.Module):
         x = LayerNorm(EPSILON, self.dtype, name="patch_norm")(x)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for index, rate in enumerate(self.drop_paths):
-            x = block(self.heads, self.reduction, rate, self.mlp_ratio, self.dtype, name=f"block_{index}")(x, train)
+            settings = {"mlp_ratio": self.mlp_ratio, "dtype": self.dtype, "name": f"block_{index}"}
+            x = block(self.heads, reduction=self.reduction, drop_path=rate, **settings)(x, train)
         return LayerNorm(EPSILON, self.dtype, name="norm")(x)
 
 
@@ -182,24 +183,24 @@ class SegFormer(nn.Module):
 
     fusion_levels = (0, 1)
 
-    def setup(self):
+    def setup(self) -> None:
         blocks = sum(self.depths)
         rates = [self.drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
         self.stage = [
             Stage(
                 self.widths[i],
-                7 if i == 0 else 3,
-                4 if i == 0 else 2,
-                self.heads[i],
-                self.reductions[i],
-                tuple(rates[sum(self.depths[:i]) : sum(self.depths[: i + 1])]),
-                self.mlp_ratio,
-                self.remat,
-                self.dtype,
+                kernel=7 if i == 0 else 3,
+                stride=4 if i == 0 else 2,
+                heads=self.heads[i],
+                reduction=self.reductions[i],
+                drop_paths=tuple(rates[sum(self.depths[:i]) : sum(self.depths[: i + 1])]),
+                mlp_ratio=self.mlp_ratio,
+                remat=self.remat,
+                dtype=self.dtype,
             )
             for i in range(STAGES)
         ]
-        self.decoder = Decoder(self.num_classes, self.decoder_width, self.dropout, self.dtype)
+        self.decoder = Decoder(self.num_classes, width=self.decoder_width, dropout=self.dropout, dtype=self.dtype)
 
     def encode(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
         """(B, H, W, C) -> the four stages' maps at ceil(size / 4), / 8, / 16 and / 32; H and W at least 32."""

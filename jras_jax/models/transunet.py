@@ -98,10 +98,14 @@ class Unit(nn.Module):
 
         residual = x
         if x.shape[-1] != 4 * self.width or self.stride != 1:
-            residual = StdConv(4 * self.width, 1, self.stride, self.dtype, name="projection")(x)
+            residual = StdConv(4 * self.width, kernel_size=1, stride=self.stride, dtype=self.dtype, name="projection")(
+                x
+            )
             residual = norm("projection_norm", residual)
         y = nn.relu(norm("norm1", StdConv(self.width, dtype=self.dtype, name="conv1")(x)))
-        y = nn.relu(norm("norm2", StdConv(self.width, 3, self.stride, self.dtype, name="conv2")(y)))
+        y = nn.relu(
+            norm("norm2", StdConv(self.width, kernel_size=3, stride=self.stride, dtype=self.dtype, name="conv2")(y))
+        )
         # The last scale starts at zero, so that a new unit is the identity (arXiv 1706.02677).
         y = norm("norm3", StdConv(4 * self.width, dtype=self.dtype, name="conv3")(y), nn.initializers.zeros)
         return nn.relu(residual + y)
@@ -200,11 +204,11 @@ class TransUNet(nn.Module):
         """Indices into `encode`'s tuple at strides 4 and 8, or of the only map."""
         return (1, 2) if self.stages else (0,)
 
-    def setup(self):
+    def setup(self) -> None:
         if len(self.stages) not in (0, 3):
             raise UserError(f"transunet takes three stages, or none, not {tuple(self.stages)}")
         if self.stages:
-            self.stem = StdConv(self.stem_width, 7, 2, self.dtype)
+            self.stem = StdConv(self.stem_width, kernel_size=7, stride=2, dtype=self.dtype)
             self.stem_norm = group_norm(self.groups, self.dtype)
             unit = nn.remat(Unit) if self.remat else Unit
             self.stage = [
@@ -221,7 +225,9 @@ class TransUNet(nn.Module):
         ]
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.norm = LayerNorm(dtype=self.dtype)
-        self.decoder = Decoder(self.num_classes, self.decoder_stem, tuple(self.decoder_widths), self.dtype)
+        self.decoder = Decoder(
+            self.num_classes, stem=self.decoder_stem, widths=tuple(self.decoder_widths), dtype=self.dtype
+        )
 
     def encode(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
         """(B, H, W, C) -> maps of strides 2, 4, 8 (the skips) and 16 (the transformer's), or the last alone.

@@ -83,7 +83,7 @@ class UNet(nn.Module):
         """Indices into `encode`'s tuple at strides 4 and 8, where they exist."""
         return tuple(level for level in (2, 3) if level < self.levels)
 
-    def setup(self):
+    def setup(self) -> None:
         self.down = [Stage(f, 1 if i == 0 else 2, self.dtype) for i, f in enumerate(self.features)]
         self.up = [Upsample2x(f, use_bias=False, dtype=self.dtype) for f in self.features[:-1]]
         self.merge = [Stage(f, 1, self.dtype) for f in self.features[:-1]]
@@ -117,20 +117,3 @@ class UNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array | tuple[jax.Array, ...]:
         """(B, H, W, C) of any size -> logits (B, H, W, num_classes); see `decode`."""
         return self.decode(self.encode(x, train), (x.shape[1], x.shape[2]), train)
-
-
-def receptive_field(levels: int) -> int:
-    """Side in pixels of the square that an output pixel sees through the convolutions (largest over alignments).
-
-    Instance norm adds two numbers per channel that depend on the whole image; they are not counted.
-    """
-
-    def extent(pixel: int) -> int:
-        low, high = pixel, pixel
-        for _ in range(levels - 1):
-            low, high = (low - 2) // 2, (high + 2) // 2
-        for _ in range(levels - 1):
-            low, high = 2 * (low - 1) - 1, 2 * (high + 1) + 1
-        return high - low + 5
-
-    return max(extent(pixel) for pixel in range(2 ** (levels - 1)))

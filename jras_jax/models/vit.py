@@ -72,9 +72,14 @@ class Block(nn.Module):
             return branch * self.param(name, init, (branch.shape[-1],), jnp.float32).astype(self.dtype)
 
         attention = Attention(
-            self.heads, self.lora_rank, tuple(self.lora_targets), self.dropout, self.dtype, name="attention"
+            self.heads,
+            lora_rank=self.lora_rank,
+            lora_targets=tuple(self.lora_targets),
+            dropout=self.dropout,
+            dtype=self.dtype,
+            name="attention",
         )
-        mlp = Mlp(self.mlp_hidden, self.mlp, self.dropout, self.dtype, name="mlp")
+        mlp = Mlp(self.mlp_hidden, kind=self.mlp, dropout=self.dropout, dtype=self.dtype, name="mlp")
         x = x + scaled("scale1", attention(LayerNorm(dtype=self.dtype, name="norm1")(x), None, train))
         return x + scaled("scale2", mlp(LayerNorm(dtype=self.dtype, name="norm2")(x), train))
 
@@ -105,7 +110,7 @@ class ViT(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.patch_embedding = PatchEmbedding(self.width, self.patch, self.dtype)
         self.cls = self.param("cls", TRUNCATED, (1, 1, self.width), jnp.float32)
         # Position 0 belongs to the CLS token.
@@ -117,13 +122,13 @@ class ViT(nn.Module):
         self.block = [
             block(
                 self.heads,
-                hidden,
-                self.mlp,
-                self.layer_scale,
-                self.lora_rank,
-                tuple(self.lora_targets),
-                self.dropout,
-                self.dtype,
+                mlp_hidden=hidden,
+                mlp=self.mlp,
+                layer_scale=self.layer_scale,
+                lora_rank=self.lora_rank,
+                lora_targets=tuple(self.lora_targets),
+                dropout=self.dropout,
+                dtype=self.dtype,
             )
             for _ in range(self.depth)
         ]

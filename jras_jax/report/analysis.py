@@ -142,7 +142,17 @@ def clinical_indices(rows: Rows) -> list[Index]:
         if agreement.n:
             digits = 0 if index_unit == "voxels" else digits
             names = [p.patient for p in kept]
-            found.append(Index(title, index_unit, digits, names, predicted, reference, agreement))
+            found.append(
+                Index(
+                    title,
+                    unit=index_unit,
+                    digits=digits,
+                    patients=names,
+                    predicted=predicted,
+                    reference=reference,
+                    agreement=agreement,
+                )
+            )
     return found
 
 

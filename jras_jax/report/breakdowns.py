@@ -75,7 +75,7 @@ def _score_row(label: str, rows: analysis.Rows, baseline: analysis.Rows | None) 
 
 def _difference(rows: analysis.Rows, baseline: analysis.Rows) -> Html:
     c = analysis.compare(rows, baseline, ["dice"])["dice"].comparison
-    return with_interval(c.difference, c.low, c.high, 3, signed=True)
+    return with_interval(c.difference, low=c.low, high=c.high, digits=3, signed=True)
 
 
 def _with_sd(summary: statistics.Summary, digits: int) -> str:
@@ -92,7 +92,7 @@ def _positions(run: ReportedRun, baseline: ReportedRun | None) -> list[Html]:
         cells: list[Any] = [_POSITIONS.get(position, position)]
         for name in STRUCTURES:
             found = analysis.summarise([r for r in own if r["structure"] == name], "dice")
-            cells.append(with_interval(found.mean, found.low, found.high, 3))
+            cells.append(with_interval(found.mean, low=found.low, high=found.high, digits=3))
         rows.append(cells + ([_difference(own, other.get((position,), []))] if baseline else []))
     header = ["Slice position", *(f"Dice {name}" for name in STRUCTURES)]
     header += ["All, run − baseline"] if baseline else []

@@ -40,7 +40,7 @@ def section_of(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[
         ranks = {c.name: i for i, c in enumerate(found)}
         for item in loaded:
             case = found[ranks[item.name]] if item.name in ranks else None
-            parts.append(evidence.panel(item, *_heading(item, case, ranks, run.unit), most))
+            parts.append(evidence.panel(item, *_heading(item, case=case, ranks=ranks, unit=run.unit), most))
     else:
         parts.append(
             absent(

@@ -60,7 +60,7 @@ def box_plot(
     """
     everything = [v for _, columns in series for c in columns for v in c.values]
     width, height = WIDE, 280.0
-    frame = Frame(width, height, (0, len(groups)), limits(everything, include=include))
+    frame = Frame(width, height=height, x_limits=(0, len(groups)), y_limits=limits(everything, include=include))
     parts = [*frame.y_axis(title)]
     slot = frame.x(1) - frame.x(0)
     wide = min(38.0, slot * 0.62 / len(series))
@@ -72,7 +72,9 @@ def box_plot(
             known = [(v, n) for v, n in _named(columns[g]) if math.isfinite(v)]
             offset = (s - (len(series) - 1) / 2) * (wide + 8)
             if known:
-                parts.append(_box(frame, middle + offset, wide, known, f"series{s}", name or label))
+                parts.append(
+                    _box(frame, x=middle + offset, wide=wide, known=known, kind=f"series{s}", name=name or label)
+                )
                 spoken.append(f"{label} {name}: median {number(float(np.median([v for v, _ in known])), digits)}")
     chart = svg(width, height, f"Box plot of {title}. " + "; ".join(spoken) + ".", *parts)
     if len(series) == 1:
@@ -101,7 +103,7 @@ def _box(frame: Frame, x: float, wide: float, known: list[tuple[float, str]], ki
     for i, (value, case) in enumerate(known):
         # Spread by the golden ratio: even, and the same on every run.
         spread = ((i * 0.618034) % 1 - 0.5) * wide * 0.7
-        parts.append(marker("circle", x + spread, y(value), 2.0, f"{case} {number(value)}", class_="dot"))
+        parts.append(marker("circle", x=x + spread, y=y(value), size=2.0, hint=f"{case} {number(value)}", class_="dot"))
     return element("g", *parts, class_=f"{kind} boxes")
 
 
@@ -120,9 +122,9 @@ def bland_altman(
     known = [v for v in (bias, low, high) if math.isfinite(v)]
     frame = Frame(
         width,
-        height,
-        limits([p.x for p in shown], about=4),
-        limits([p.y for p in shown], include=[0.0, *known]),
+        height=height,
+        x_limits=limits([p.x for p in shown], about=4),
+        y_limits=limits([p.y for p in shown], include=[0.0, *known]),
         right=56,
     )
     parts = [*frame.y_axis(f"Prediction − reference, {unit}"), *frame.x_axis(f"Mean of the two, {unit}", 4)]
@@ -135,10 +137,10 @@ def bland_altman(
     parts += [
         marker(
             "circle",
-            frame.x(p.x),
-            frame.y(p.y),
-            3.4,
-            f"{p.name}: {number(p.y, digits, signed=True)} {unit}",
+            x=frame.x(p.x),
+            y=frame.y(p.y),
+            size=3.4,
+            hint=f"{p.name}: {number(p.y, digits, signed=True)} {unit}",
             class_="point",
         )
         for p in shown
@@ -169,7 +171,14 @@ def curves(
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for _, y in line.points]
     x_high = max(xs, default=1.0)
-    frame = Frame(width, height, (min([0.0, *xs]), x_high or 1.0), limits(ys, include=include), right=16, top=10)
+    frame = Frame(
+        width,
+        height=height,
+        x_limits=(min([0.0, *xs]), x_high or 1.0),
+        y_limits=limits(ys, include=include),
+        right=16,
+        top=10,
+    )
     parts = [*frame.y_axis("", 4), *frame.x_axis(x_title, 4)]
     spoken = []
     for i, line in enumerate(kept):
@@ -202,16 +211,23 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: S
     width, height = SMALL, 250.0
     shown = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     kinds = sorted({p.kind for p in shown})
-    frame = Frame(width, height, limits([p.x for p in shown]), limits([p.y for p in shown], include=y_include))
+    frame = Frame(
+        width,
+        height=height,
+        x_limits=limits([p.x for p in shown]),
+        y_limits=limits([p.y for p in shown], include=y_include),
+    )
     parts = [*frame.y_axis(y_title), *frame.x_axis(x_title)]
     for p in shown:
         i = kinds.index(p.kind) % 4
         hint = f"{p.name}: {number(p.x)}, {number(p.y)}"
-        parts.append(marker(MARKERS[i], frame.x(p.x), frame.y(p.y), 3.6, hint, class_=f"point series{i}"))
+        parts.append(marker(MARKERS[i], x=frame.x(p.x), y=frame.y(p.y), size=3.6, hint=hint, class_=f"point series{i}"))
     label = f"Scatter plot of {y_title} against {x_title}, {plural(len(shown), 'point')}."
     key = None
     if len(kinds) > 1:
-        samples = [marker(MARKERS[i % 4], 14, 7, 4.0, class_=f"point series{i % 4}") for i in range(len(kinds))]
+        samples = [
+            marker(MARKERS[i % 4], x=14, y=7, size=4.0, class_=f"point series{i % 4}") for i in range(len(kinds))
+        ]
         key = legend(list(zip(samples, kinds, strict=True)))
     return element("figure", svg(width, height, label, *parts), key, class_="small")
 
@@ -221,7 +237,14 @@ def levels(rows: Sequence[tuple[str, float, bool]], *, title: str, include: Sequ
     left, row_height = 250.0, 30.0
     width, height = 720.0, row_height * len(rows) + 44
     frame = Frame(
-        width, height, limits([v for _, v, _ in rows], include=include), (0, 1), left=left, right=60, bottom=40, top=4
+        width,
+        height=height,
+        x_limits=limits([v for _, v, _ in rows], include=include),
+        y_limits=(0, 1),
+        left=left,
+        right=60,
+        bottom=40,
+        top=4,
     )
     parts = [*frame.x_axis(title)]
     for i, (name, value, own) in enumerate(rows):
@@ -231,7 +254,7 @@ def levels(rows: Sequence[tuple[str, float, bool]], *, title: str, include: Sequ
             text(left - 12, y + 4, name, anchor="end", class_=f"label {kind}"),
             element("line", x1=left, x2=width - frame.right, y1=y, y2=y, class_="grid"),
             element("line", x1=left, x2=frame.x(value), y1=y, y2=y, class_=f"stem {kind}"),
-            marker("circle" if own else "diamond", frame.x(value), y, 5.5, class_=f"level {kind}"),
+            marker("circle" if own else "diamond", x=frame.x(value), y=y, size=5.5, class_=f"level {kind}"),
             text(width - frame.right + 12, y + 4, number(value), class_=f"value {kind}"),
         ]
     label = f"{title}: " + "; ".join(f"{name} {number(value)}" for name, value, _ in rows) + "."
@@ -242,7 +265,13 @@ def differences(rows: Sequence[tuple[str, float]], *, title: str) -> Html:
     """One stem a patient, sorted: above zero the run is better, below the baseline."""
     ordered = sorted((r for r in rows if math.isfinite(r[1])), key=lambda r: r[1])
     width, height = WIDE, 200.0
-    frame = Frame(width, height, (0, max(len(ordered), 1)), limits([v for _, v in ordered], include=[0.0]), bottom=26)
+    frame = Frame(
+        width,
+        height=height,
+        x_limits=(0, max(len(ordered), 1)),
+        y_limits=limits([v for _, v in ordered], include=[0.0]),
+        bottom=26,
+    )
     parts = [*frame.y_axis(title)]
     parts.append(element("line", x1=frame.left, x2=width - frame.right, y1=frame.y(0), y2=frame.y(0), class_="zero"))
     for i, (name, value) in enumerate(ordered):
@@ -250,7 +279,14 @@ def differences(rows: Sequence[tuple[str, float]], *, title: str) -> Html:
         parts.append(element("line", x1=x, x2=x, y1=frame.y(0), y2=frame.y(value), class_=f"stem {kind}"))
         shape = "square" if value < 0 else "circle"
         parts.append(
-            marker(shape, x, frame.y(value), 4.0, f"{name} {number(value, 3, signed=True)}", class_=f"level {kind}")
+            marker(
+                shape,
+                x=x,
+                y=frame.y(value),
+                size=4.0,
+                hint=f"{name} {number(value, 3, signed=True)}",
+                class_=f"level {kind}",
+            )
         )
     parts.append(
         text((frame.left + width - frame.right) / 2, height - 6, "Patients, sorted", anchor="middle", class_="axis")

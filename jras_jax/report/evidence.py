@@ -104,7 +104,7 @@ def panel(evidence: Evidence, heading: str, detail: str, most: int) -> Html:
     count = len(evidence.image)
     # The slice with the most labelled pixels opens: the heart is on it, with or without script.
     first = int(np.argmax((evidence.truth > 0).sum((1, 2))))
-    slices = [_slice(evidence, z, window, most, shown=z == first) for z in range(count)]
+    slices = [_slice(evidence, z=z, window=window, most=most, shown=z == first) for z in range(count)]
     dice = [slice_dice(evidence.truth[z], evidence.prediction[z]) for z in range(count)]
     strip = charts.bars(
         [_mean(d) for d in dice], label=f"Mean Dice of each of the {count} slices of {evidence.name}, as bars."
@@ -177,7 +177,7 @@ def _slice(evidence: Evidence, z: int, window: images.Window, most: int, *, show
     query = _picture(
         f"Query, {name}, with the contours of truth (solid) and prediction (dashed)",
         window.side,
-        _grey(window.crop(evidence.image[z]), window.side, most, query_id),
+        _grey(window.crop(evidence.image[z]), side=window.side, most=most, identifier=query_id),
         outlines,
     )
     kinds = images.errors(truth, prediction)
@@ -193,7 +193,7 @@ def _slice(evidence: Evidence, z: int, window: images.Window, most: int, *, show
             "figure", error_map, element("figcaption", element("b", "Errors"), element("span", spoken)), class_="query"
         ),
     ]
-    guides = [_guide(evidence, z, k, window, most) for k in range(evidence.guides)]
+    guides = [_guide(evidence, z=z, k=k, window=window, most=most) for k in range(evidence.guides)]
     if guides:
         figures.append(element("div", *guides, class_="guides"))
     return element("div", *figures, class_="slice", data_slice=z, hidden=not shown)

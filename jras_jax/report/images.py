@@ -148,7 +148,7 @@ def _edge_loops(mask: np.ndarray) -> list[list[tuple[int, int]]]:
             loop.append(here)
             there = _right_turn(following, here, came)
             came, here = here, there
-            if here == start and (start not in following or _closes(following, came, start, loop)):
+            if here == start and (start not in following or _closes(following, came=came, start=start, loop=loop)):
                 break
         loops.append(loop)
     return loops

@@ -39,15 +39,12 @@ CURVES: dict[str, dict[str, str]] = {
     "Dice of retrieved masks, validation": {
         "val/retrieval_dice_1": "best-weighted guide",
         "val/retrieval_dice_k": "mix of k guides",
-        "val/retrieval_pixel": "pixel similarity",
-        "val/retrieval_random": "random",
-        "val/retrieval_oracle": "oracle",
     },
     "Entropy of guide weights, nats": {"val/weight_entropy": "validation", "weight_entropy": "training"},
-    "Share of gallery used": {"val/gallery_used": "validation", "gallery_used": "training"},
+    "Share of gallery used": {"val/gallery_used": "validation"},
     "Nearest neighbours that a refresh changed, share": {"neighbour_drift": "training"},
     "Gradient norm": {"grad_norm": "all parameters"},
-    "Learning rate": {"lr": "backbone", "lr_backbone": "backbone", "lr_retriever": "retriever"},
+    "Learning rate": {"lr_backbone": "backbone", "lr_retriever": "retriever"},
     "Slices per second": {"slices_per_s": "training"},
 }
 RETRIEVED = {
@@ -151,7 +148,7 @@ def uncertainty(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping
     plots, rows = [], []
     dice = [c.dice for c in found]
     for name, values in signs.items():
-        points = [charts.Point(v, c.dice, c.name, c.phase) for v, c in zip(values, found, strict=True)]
+        points = [charts.Point(v, y=c.dice, name=c.name, kind=c.phase) for v, c in zip(values, found, strict=True)]
         plots.append(charts.scatter(points, x_title=name, y_title="Dice", y_include=[1.0]))
         rho, caught = statistics.spearman(values, dice), analysis.catch(found, values)
         chance = caught.failures * caught.checked / rho.n if rho.n else math.nan

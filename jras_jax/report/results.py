@@ -133,9 +133,9 @@ def _against(run: ReportedRun, baseline: ReportedRun, own: Mapping[str, statisti
         rows.append(
             (
                 f"{TITLES[measure]}{',' if unit else ''}{unit}",
-                with_interval(own[measure].mean, own[measure].low, own[measure].high, digits),
-                with_interval(other.mean, other.low, other.high, digits),
-                with_interval(c.difference, c.low, c.high, digits, signed=True),
+                with_interval(own[measure].mean, low=own[measure].low, high=own[measure].high, digits=digits),
+                with_interval(other.mean, low=other.low, high=other.high, digits=digits),
+                with_interval(c.difference, low=c.low, high=c.high, digits=digits, signed=True),
                 p_value(c.p_holm),
             )
         )
@@ -260,7 +260,9 @@ def _bland_altman(index: analysis.Index) -> Html:
     pairs = zip(index.predicted, index.reference, index.patients, strict=True)
     points = [charts.Point((p + r) / 2, p - r, name) for p, r, name in pairs]
     a = index.agreement
-    return charts.bland_altman(points, a.bias, a.low, a.high, title=index.title, unit=index.unit, digits=index.digits)
+    return charts.bland_altman(
+        points, bias=a.bias, low=a.low, high=a.high, title=index.title, unit=index.unit, digits=index.digits
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

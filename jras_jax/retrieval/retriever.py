@@ -53,7 +53,7 @@ class Retriever(nn.Module):
     dropout: float = 0.3
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         self.encoder = vit.create(self.variant, lora_rank=self.lora_rank, dtype=self.dtype)
         if self.pool not in POOLS:
             raise UserError(f"config.retriever.pool={self.pool!r}: choose one of {', '.join(POOLS)}")

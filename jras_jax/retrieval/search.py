@@ -61,7 +61,9 @@ def search(
         similarity = embeddings @ gallery.embeddings.T
         indices, weights = selection.select(similarity, allowed, strategy=strategy, k=k, temperature=temperature)
         return indices, weights, similarity
-    noise = selection.ranking_noise(strategy, len(embeddings), len(gallery), temperature, key)
+    noise = selection.ranking_noise(
+        strategy, queries=len(embeddings), rows=len(gallery), temperature=temperature, key=key
+    )
     find = functools.partial(_local_top_k, strategy=strategy, k=k, recall_target=recall_target)
     fixed = jax.lax.stop_gradient(embeddings)
     if data_devices(mesh) == 1:
@@ -99,7 +101,7 @@ def _local_top_k(
     """Ranks (B, k) and row numbers (B, k) of the best of these rows."""
     if scores is None:
         scores = jnp.matmul(embeddings, rows.T, precision=jax.lax.Precision.HIGHEST)
-    ranked = selection.ranks(scores, allowed, noise, strategy)
+    ranked = selection.ranks(scores, allowed=allowed, noise=noise, strategy=strategy)
     k = min(k, ranked.shape[1])
     if recall_target < 1.0:
         best, indices = jax.lax.approx_max_k(ranked, k, recall_target=recall_target)
@@ -170,7 +172,7 @@ def fetch(
     """The images and one-hot masks of chosen rows (B, K), with their weights."""
     images = gather_rows(gallery.images, indices, mesh=mesh).astype(jnp.float32) / 255.0
     masks = jax.nn.one_hot(gather_rows(gallery.masks, indices, mesh=mesh), num_classes)
-    return Guides(images, masks, weights, indices, similarity)
+    return Guides(images, masks=masks, weights=weights, indices=indices, similarity=similarity)
 
 
 def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes: int, *, chunk: int = 256) -> Guides:
@@ -198,5 +200,9 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
     (image, mask), _ = jax.lax.scan(add, start, (rows(gallery.images), rows(gallery.masks), shares))
     heaviest = jnp.argmax(weights, -1, keepdims=True).astype(jnp.int32)
     return Guides(
-        image[:, None], mask[:, None], jnp.ones((b, 1)), heaviest, jnp.take_along_axis(similarity, heaviest, 1)
+        image[:, None],
+        masks=mask[:, None],
+        weights=jnp.ones((b, 1)),
+        indices=heaviest,
+        similarity=jnp.take_along_axis(similarity, heaviest, 1),
     )

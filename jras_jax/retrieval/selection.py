@@ -66,7 +66,7 @@ def select(
         rows = jnp.broadcast_to(jnp.arange(similarity.shape[1], dtype=jnp.int32), similarity.shape)
         return Selected(rows, jax.nn.softmax(masked(similarity / temperature, allowed)))
     queries, rows_ = similarity.shape
-    noise = ranking_noise(strategy, queries, rows_, temperature, key)
+    noise = ranking_noise(strategy, queries=queries, rows=rows_, temperature=temperature, key=key)
     indices, present = settle(pick(similarity, allowed, noise, strategy, k), allowed)
     near, drawn = (jnp.take_along_axis(x, indices, 1) for x in (similarity, noise))
     return Selected(indices, weigh(near, drawn, present, strategy=strategy, temperature=temperature))
@@ -99,7 +99,7 @@ def ranking_noise(strategy: str, queries: int, rows: int, temperature: float, ke
 
 def pick(similarity: jax.Array, allowed: jax.Array, noise: jax.Array, strategy: str, k: int) -> jax.Array:
     """The rows (B, k) int32, best first, ties to the lowest index; no gradient."""
-    ranked = ranks(similarity, allowed, noise, strategy)
+    ranked = ranks(similarity, allowed=allowed, noise=noise, strategy=strategy)
     return jax.lax.top_k(jax.lax.stop_gradient(ranked), k)[1].astype(jnp.int32)
 
 

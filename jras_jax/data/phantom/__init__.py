@@ -41,10 +41,6 @@ class PhantomPatient:
     group: str
     volumes: dict[str, float]
 
-    def ejection_fraction(self, structure: str) -> float:
-        """Share of the volume at ED that is gone at ES, for "LV" or "RV"."""
-        return 1.0 - self.volumes[f"{structure}/ES"] / self.volumes[f"{structure}/ED"]
-
 
 def write_acdc(
     directory: str | os.PathLike[str],
@@ -76,7 +72,10 @@ def write_acdc(
     first_test = max(_FIRST_TEST_PATIENT, train_patients + 1)
     numbers = [("training", 1 + i) for i in range(train_patients)]
     numbers += [("testing", first_test + i) for i in range(test_patients)]
-    return [_write_patient(directory / split, split, number, seed, matrix) for split, number in numbers]
+    return [
+        _write_patient(directory / split, split=split, number=number, seed=seed, matrix=matrix)
+        for split, number in numbers
+    ]
 
 
 def _write_patient(folder: pathlib.Path, split: str, number: int, seed: int, matrix: tuple[int, int]) -> PhantomPatient:
@@ -93,7 +92,7 @@ def _write_patient(folder: pathlib.Path, split: str, number: int, seed: int, mat
     volumes: dict[str, float] = {}
     for phase in PHASES:
         mask = labels(contours(heart, phase, stage))
-        image = _image(rng, heart, phase, stage, scene)
+        image = _image(rng, heart=heart, phase=phase, stage=stage, scene=scene)
         stem = folder / name / f"{name}_frame{frame[phase]:02d}"
         for suffix, array in (("", image), ("_gt", mask)):
             write_image(f"{stem}{suffix}.nii.gz", _nifti(array, affine, turn), compresslevel=1)
@@ -102,7 +101,7 @@ def _write_patient(folder: pathlib.Path, split: str, number: int, seed: int, mat
     info = {"ED": frame["ED"], "ES": frame["ES"], "Group": group, "Height": round(float(rng.uniform(155, 192)), 1)}
     info |= {"NbFrame": frames, "Weight": round(float(rng.uniform(52, 105)), 1)}
     (folder / name / "Info.cfg").write_text("".join(f"{key}: {value}\n" for key, value in info.items()))
-    return PhantomPatient(name, split, group, volumes)
+    return PhantomPatient(name, split=split, group=group, volumes=volumes)
 
 
 def _draw_stage(rng: np.random.Generator, heart: Heart, matrix: tuple[int, int]) -> Stage:

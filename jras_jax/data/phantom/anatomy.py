@@ -42,11 +42,19 @@ class Group(NamedTuple):
 
 
 GROUPS = {
-    "NOR": Group(Range(21, 25), Range(7, 9), Range(0.56, 0.68), Range(22, 27), Range(0.50, 0.62)),
-    "DCM": Group(Range(30, 35), Range(6.5, 8.5), Range(0.14, 0.30), Range(20, 27), Range(0.35, 0.50)),
-    "HCM": Group(Range(19, 23), Range(12, 16), Range(0.62, 0.75), Range(20, 25), Range(0.50, 0.62)),
-    "MINF": Group(Range(25, 29), Range(7, 9), Range(0.42, 0.52), Range(21, 26), Range(0.45, 0.58)),
-    "RV": Group(Range(20, 24), Range(7, 9), Range(0.50, 0.62), Range(33, 40), Range(0.20, 0.36)),
+    "NOR": Group(
+        Range(21, 25), wall=Range(7, 9), ef=Range(0.56, 0.68), rv_depth=Range(22, 27), rv_ef=Range(0.50, 0.62)
+    ),
+    "DCM": Group(
+        Range(30, 35), wall=Range(6.5, 8.5), ef=Range(0.14, 0.30), rv_depth=Range(20, 27), rv_ef=Range(0.35, 0.50)
+    ),
+    "HCM": Group(
+        Range(19, 23), wall=Range(12, 16), ef=Range(0.62, 0.75), rv_depth=Range(20, 25), rv_ef=Range(0.50, 0.62)
+    ),
+    "MINF": Group(
+        Range(25, 29), wall=Range(7, 9), ef=Range(0.42, 0.52), rv_depth=Range(21, 26), rv_ef=Range(0.45, 0.58)
+    ),
+    "RV": Group(Range(20, 24), wall=Range(7, 9), ef=Range(0.50, 0.62), rv_depth=Range(33, 40), rv_ef=Range(0.20, 0.36)),
 }
 
 
@@ -136,9 +144,11 @@ def contours(heart: Heart, phase: str, stage: Stage) -> Contours:
     wall = np.sqrt(radius**2 + section) - radius
     depth = stage.z - (heart.length - length)  # the apex stays, the valve plane comes down
     t = depth / length
-    endo, epi = _walls(heart, radius, wall, theta, t, stage.z / heart.length)
-    rv = np.maximum(_rv(heart, systole, stage, depth, length, radius + wall), epi - rho)
-    papillary = _papillary(heart, x, y, endo, shrink, t)
+    endo, epi = _walls(heart, radius=radius, wall=wall, theta=theta, t=t, t_ed=stage.z / heart.length)
+    rv = np.maximum(
+        _rv(heart, systole=systole, stage=stage, depth=depth, length=length, outer=radius + wall), epi - rho
+    )
+    papillary = _papillary(heart, x=x, y=y, endo=endo, shrink=shrink, t=t)
     atria = np.minimum(np.hypot(x, y - 4) - 0.8 * heart.radius, np.hypot(x + 26, y + 6) - 0.55 * heart.radius)
     return Contours(
         *(
