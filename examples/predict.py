@@ -11,7 +11,7 @@ import jras_jax
 
 
 def main(workdir: str, path: str) -> None:
-    """Prints what was found in each slice and which cases guided it."""
+    """Prints what was found in each slice, counted from 1 as in the report, and which cases guided it."""
     run = jras_jax.open_run(workdir)
     gallery = run.open_gallery()  # the run's own; open_gallery("FOLDER") takes labelled scans of another hospital
     scan = nib.load(path)
@@ -19,8 +19,8 @@ def main(workdir: str, path: str) -> None:
     print(result.labels.shape, result.probabilities.shape)
     for z, guides in enumerate(gallery.guides(result)):
         found = [name for name, label in jras_jax.STRUCTURES.items() if (result.labels[:, :, z] == label).any()]
-        named = ", ".join(f"{g['case']} slice {g['slice']} ({g['weight']:.2f})" for g in guides)
-        print(f"slice {z}: {', '.join(found) or 'no heart'}; guided by {named}")
+        named = ", ".join(f"{g['case']} slice {g['slice'] + 1} ({g['weight']:.2f})" for g in guides)
+        print(f"slice {z + 1}: {', '.join(found) or 'no heart'}; guided by {named}")
 
 
 if __name__ == "__main__":

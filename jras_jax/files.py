@@ -14,15 +14,19 @@ import json
 import os
 import pathlib
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from jras_jax.errors import UserError
+from jras_jax.errors import UserError, printable
 
 Path = str | os.PathLike[str]
+
+
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes follow
 
 
 class FileError(UserError):
@@ -35,6 +39,54 @@ def expanded(path: Path) -> pathlib.Path:
         return pathlib.Path(path).expanduser()
     except RuntimeError as e:
         raise FileError(f"{os.fspath(path)}: {e}; write the whole path") from e
+
+
+def safe_name(name: str, what: str = "name") -> str:
+    """Gives back a name from the data that is to be part of a path, such as a patient's.
+
+    Args:
+      name: the name.
+      what: what it is the name of, for the message.
+
+    Raises:
+      FileError: the name could lead out of its folder or hide the file: it is empty, begins with a dot, holds a
+        separator or a control character, or is too long.
+    """
+    faults = {
+        "is empty": not name.strip(),
+        "begins with a dot": name.startswith("."),
+        "holds a / or \\": "/" in name or "\\" in name,
+        "holds a control character": any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name),
+        f"has more than {_LONGEST_NAME} bytes": len(name.encode(errors="replace")) > _LONGEST_NAME,
+    }
+    for fault, present in faults.items():
+        if present:
+            raise FileError(f"the {what} {printable(name)[:60]!r} {fault}, so no file can be named after it: rename it")
+    return name
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Checks, before any work starts, that files can be written into a folder; the folder need not exist yet.
+
+    Args:
+      path: the folder; nothing is written.
+      option: the command's option that gives it, for the message.
+
+    Raises:
+      FileError: a file is in the way, or there is no permission.
+    """
+    there = pathlib.Path(path)
+    try:
+        while not there.exists() and not there.is_symlink() and there != there.parent:
+            there = there.parent
+        folder = there.is_dir()
+    except OSError as e:
+        raise FileError(f"{option}={path} cannot be written ({e.strerror or e}): {remedy_of(e)}") from e
+    if not folder:
+        what = "a link to a folder that is not there" if there.is_symlink() and not there.exists() else "a file"
+        raise FileError(f"{option}={path}: {there} is {what}, but a folder is needed there; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"{option}={path}: you have no permission to write in {there}; choose another folder")
 
 
 @contextlib.contextmanager
@@ -202,6 +254,12 @@ def explained(error: OSError) -> str:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     where = " and ".join(names) or "the operating system refuses"
     return f"{where}: {error.strerror or str(error) or type(error).__name__}: {remedy_of(error)}"
+
+
+def concerns_every_file(error: BaseException) -> bool:
+    """Whether an error of writing would come again with the next file: a full or read-only disk."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def remedy_of(error: OSError) -> str:

@@ -117,7 +117,7 @@ def _explain_aborts() -> None:
     library.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+@ctypes.CFUNCTYPE(None, ctypes.c_int)  # type: ignore[untyped-decorator]
 def _on_abort(number: int) -> None:
     text = (
         "\nerror: JAX has ended this host (the lines above say why; most often the first host, which coordinates the "

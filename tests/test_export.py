@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jras_jax import files
 from jras_jax.data import Volume, nifti
 from jras_jax.errors import UserError
 from jras_jax.evaluation import export
@@ -82,6 +83,53 @@ def test_mnms_export_of_the_truth_is_the_official_mask(shared, tmp_path):
     back = nifti.read_labels(path)
     np.testing.assert_array_equal(back.array, truth.array)
     np.testing.assert_allclose(back.affine, truth.affine, atol=1e-4)
+
+
+HOSTILE = ("../../x", "..", ".x", "a/b", "/etc/x", "a\\b", "a\0b", "a\nb", "", " ", "x" * 300, "a\u2028b", "a\ud800")
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_patients_name_never_leads_out_of_the_folder(tmp_path, name):
+    scan(tmp_path / "scans" / "a.nii.gz")
+    scan(tmp_path / "scans" / "b.nii.gz", frames=2)
+    before = sorted(tmp_path.rglob("*"))
+    acdc, mnms = volume("a.nii.gz", name), volume("b.nii.gz", name)
+    out, scans = tmp_path / "o" / "u" / "t", tmp_path / "scans"
+    for call in (
+        lambda: export.export_acdc([(acdc, labels())], out, scans),
+        lambda: export.export_mnms([(mnms, labels())], out, scans),
+        lambda: export.check([acdc], out, scans, "acdc"),
+        lambda: export.check([mnms], out, scans, "mnms"),
+    ):
+        with pytest.raises(UserError, match=r"the patient .* no file can be named after it") as error:
+            call()
+        assert str(error.value).isprintable()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_in_any_script_are_fine():
+    for name in ("patient001_ED", "A0S9V9", "山田太郎", "Müller-Lüdenscheidt", "سارا", "a b.c"):
+        assert files.safe_name(name) == name
+
+
+def test_an_export_is_checked_before_the_evaluation(tmp_path):
+    scan(tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "file").write_text("notes")
+    theirs = tmp_path / "theirs" / "patient101_ED.nii.gz"
+    scan(theirs)
+    good, scans = volume("a.nii.gz"), tmp_path / "scans"
+    export.check([good], tmp_path / "new" / "folder", scans, "acdc")
+    assert not (tmp_path / "new").exists()
+    for words, volumes, folder, where in (
+        ("is a file", [good], tmp_path / "file", scans),
+        ("is a file", [good], tmp_path / "file" / "sub", scans),
+        ("phase is unknown", [volume("a.nii.gz", phase="")], tmp_path / "out", scans),
+        ("gone.nii.gz is not there", [good, volume("gone.nii.gz")], tmp_path / "out", scans),
+        ("is not there", [good], tmp_path / "out", tmp_path / "elsewhere"),
+        ("is no mask of this program", [good], theirs.parent, scans),
+    ):
+        with pytest.raises(UserError, match=words):
+            export.check(volumes, folder, where, "acdc")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -60,7 +60,8 @@ def test_unmatched_files_are_named_and_the_rest_is_scored(folders, capsys):
     save(folders[0] / "p2_ED_gt.nii.gz", heart())
     save(folders[1] / "p3_ED_pred.nii.gz", heart())
     code, _, err = run(capsys, *folders, LABELS)
-    assert code == 0 and "p2_ED_gt.nii.gz" in err and "p3_ED_pred.nii.gz" in err
+    assert code == 1 and "p2_ED_gt.nii.gz" in err and "p3_ED_pred.nii.gz" in err
+    assert err.endswith("error: 2 files have no partner in the other folder; they are named above")
 
 
 @pytest.mark.parametrize(
@@ -145,4 +146,4 @@ def test_faulty_folders_are_refused(folders, tmp_path, capsys):
         assert code == 2 and rule in err and where in err
     save(folders[1] / "sub" / "p1_ED_pred.nii.gz", heart())
     code, _, err = run(capsys, *folders, LABELS)
-    assert code == 2 and "both case p1_ED" in err
+    assert code == 1 and "holds no mask of case sub/p1_ED" in err

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jras_jax import files
 from jras_jax.data import nifti
 from jras_jax.errors import UserError
 
@@ -235,7 +236,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(files.FileError, match="No space left"):
         nifti.write_mask(path, np.zeros((5, 4, 3), np.uint8), scan)
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii.gz", "m.nii.gz"]

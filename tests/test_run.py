@@ -1,6 +1,7 @@
 """The command line: what is wrong is said in one line with exit status 2, never with a traceback."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -131,3 +132,32 @@ def test_data_that_is_not_there_is_named(capsys, tmp_path):
     assert "config.dataset.manual_dir is empty" in said(capsys, acdc, *where)
     gone = tmp_path / "gone"
     assert str(gone) in said(capsys, acdc, *where, f"--config.dataset.manual_dir={gone}")
+
+
+def test_an_option_left_out_on_resume_is_refused_and_changes_nothing(capsys, tiny, trained_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    before = (run / "config.json").read_bytes()
+    start = [f"--config={DEMO}", f"--workdir={run}"]
+    full = tiny.arguments()
+    without = [a for a in full if ".options." not in a and "num_folds" not in a]
+    with_another = [*full, "--config.fusion.options.mask=index", "--config.backbone.options.levels=2"]
+    for arguments, differing in (
+        (without, ("backbone.options.base_channels", "backbone.options.levels", "dataset.num_folds")),
+        (with_another, ("fusion.options.mask", "backbone.options.levels: 3 -> 2")),
+    ):
+        line = said(capsys, "train", *start, *arguments)
+        assert all(f"config.{key}" in line for key in differing), line
+        assert (run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "setting", ["fusion.options.mask=index", "backbone.options.levels=2", "retriever.dim=8", "seed=3"]
+)
+def test_a_trained_run_opens_with_its_own_model_alone(capsys, trained_run, tmp_path, setting):
+    scan = tmp_path / "a.nii.gz"
+    scan.write_bytes(b"no scan")
+    more = [f"--workdir={trained_run}", f"--input={scan}", f"--output={tmp_path / 'out'}"]
+    line = said(capsys, "predict", *more, f"--config.{setting}")
+    assert f"--config.{setting.partition('=')[0]} cannot be changed after training; you can change: " in line
+    assert not (tmp_path / "out").exists()

@@ -38,9 +38,14 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData
     with first_host_first():
         if dataset.name == "phantom":
             manual = str(_write_phantom(dataset))
-        folder = tfds_builders.build(builder, manual, cache)
+        folder = tfds_builders.build(builder, manual, cache, say=_say_phantom if dataset.name == "phantom" else print)
         scans = tfds_builders.scans_root(builder, manual)  # what exports look for their scans in
     return load(folder, dataset, scans=str(scans), splits=splits)
+
+
+def _say_phantom(line: str) -> None:
+    """The builder speaks of acdc, the layout that the phantom is written in."""
+    print(f"phantom (in ACDC's layout): {line}")
 
 
 def _write_phantom(dataset: Dataset) -> pathlib.Path:

@@ -3,26 +3,29 @@
     jras predict --workdir=runs/acdc --input=SCAN_OR_FOLDER --output=MASKS
 
 Each mask has its scan's geometry and the label values of the run's data set. The JSON beside it lists the cases that
-guided every slice.
+guided every slice. A scan that cannot be segmented does not stop the others: it is named at the end. Masks of this
+program are left out if they are among the scans.
+
+Exit status: 0; 1 if some of several scans could not be segmented; 2 if nothing could be done.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from jras_jax import files
 from jras_jax.commands.evaluate import add_workdir, trained_folder
-from jras_jax.commands.terminal import enable_compilation_cache, say
-from jras_jax.data.remarks import Teller
-from jras_jax.errors import UserError
-from jras_jax.inference.scans import segment_file, tasks
-from jras_jax.inference.trained_run import open_run
+from jras_jax.commands.terminal import enable_compilation_cache, say, teller, warn
+from jras_jax.errors import UserError, printable
+from jras_jax.inference.scans import Note, Task, segment_file, tasks
+from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_workdir(p)
     p.add_argument("--input", metavar="SCANS", help="a NIfTI file (.nii, .nii.gz), or a folder of them")
-    p.add_argument("--output", metavar="FOLDER", help="folder for the masks")
+    p.add_argument("--output", metavar="FOLDER", help="folder for the masks; for a single scan also NAME.nii.gz")
     p.add_argument(
         "--gallery",
         metavar="FOLDER",
@@ -38,17 +41,41 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     folder = trained_folder(args, "predict")
     if not args.input or not args.output:
         raise UserError("predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
-    todo = tasks(args.input, args.output)
+    note = teller()
+    todo = tasks(args.input, args.output, note)
     enable_compilation_cache()
     opened = open_run(folder.path, overrides)
     gallery = None
     if opened.config.retrieval.enabled or args.gallery:
         gallery = opened.open_gallery(args.gallery, args.labels)
         say(f"gallery: {gallery.description}")
-    note = Teller()
-    segmenter = opened.segmenter(gallery.arrays if gallery else None)
+    faults = _segment(opened, todo, gallery, note)
+    done = len(todo) - len(faults)
+    say(f"{done} {'mask' if done == 1 else 'masks'} in {args.output}")
+    for fault in faults:
+        warn(f"not segmented: {fault}")
+    if faults and not done:
+        raise UserError(f"none of the {len(todo)} scans could be segmented; the first: {faults[0]}")
+    if faults:
+        warn(f"error: {len(faults)} of {len(todo)} scans could not be segmented; they are named above")
+    return 1 if faults else 0
+
+
+def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None, note: Note) -> list[str]:
+    """Segments the scans one by one; returns the fault of each that cannot be segmented, with its name.
+
+    Raises:
+      UserError: the only scan cannot be segmented, or no further mask can be written (the disk is full).
+    """
+    segmenter = run.segmenter(gallery.arrays if gallery else None)
+    faults: list[str] = []
     for number, task in enumerate(todo, 1):
-        say(f"[{number}/{len(todo)}] {task.scan} -> {task.mask}")
-        segment_file(opened, task, gallery, segmenter, note)
-    say(f"{len(todo)} {'mask' if len(todo) == 1 else 'masks'} in {args.output}")
-    return 0
+        say(f"[{number}/{len(todo)}] {printable(task.scan)} -> {printable(task.mask)}")
+        try:
+            segment_file(run, task, gallery, segmenter, note)
+        except UserError as e:
+            if len(todo) == 1 or files.concerns_every_file(e):
+                raise
+            name = printable(task.scan)
+            faults.append(str(e) if name in str(e) else f"{name}: {e}")
+    return faults

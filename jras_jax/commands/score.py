@@ -1,13 +1,19 @@
-"""Scores folders of NIfTI masks against reference masks, matched by file name.
+"""Scores folders of NIfTI masks against reference masks, matched by path and name.
 
     jras score REFERENCE_DIR PREDICTION_DIR --labels=LV:1,MYO:2,RV:3 --output=scores.csv
+    jras score REFERENCE_DIR PREDICTION_DIR --reference_labels=LV:1,MYO:2,RV:3 --prediction_labels=RV:1,MYO:2,LV:3
 
-Subfolders count too. The suffixes _gt and _pred are not part of a case's name. If some files of the reference folder
-end in _gt, only those are references; if some of the prediction folder end in _pred, only those are predictions (so one
-folder may hold both). Of 4-D masks every frame that the reference labels is scored. Distances are in millimetres by
-the reference's header, and in voxels if the header has no unit and only zooms of 1.
+M&Ms writes LV:1,MYO:2,RV:3, ACDC RV:1,MYO:2,LV:3; a folder whose LV and RV seem exchanged is warned about.
 
-Exit status: 0; 1 if a matched pair could not be scored; 2 for a mistake in the command line or the folders.
+Subfolders count too. A case's two masks have the same path below their folders, or the same file name, or the same
+patient and phase: patient101_ED.nii.gz is patient101_frame01_gt.nii.gz if the Info.cfg beside it calls frame 1 ED, and
+CODE_sa_pred is CODE_sa_gt. If some files of the reference folder end in _gt, only those are references; if some of the
+prediction folder end in _pred, only those are predictions (so one folder may hold both). Of 4-D masks every frame that
+the reference labels is scored. Distances are in millimetres by the reference's header, and in voxels if the header has
+no unit and only zooms of 1.
+
+Exit status: 0; 1 if a case could not be scored or a file has no partner; 2 for a mistake in the command line or the
+folders.
 """
 
 from __future__ import annotations
@@ -23,32 +29,57 @@ import rich.console
 import rich.table
 
 from jras_jax.data.pairs import parse_labels
+from jras_jax.errors import UserError
 from jras_jax.evaluation import metrics, statistics
-from jras_jax.evaluation.folders import COLUMNS, score_folders
+from jras_jax.evaluation.folders import COLUMNS, LabelMaps, score_folders
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     p.add_argument("reference_dir", type=pathlib.Path, help="folder of the true masks")
     p.add_argument("prediction_dir", type=pathlib.Path, help="folder of the masks to score")
-    p.add_argument("--labels", required=True, help="NAME:LABEL,... the structures to score, such as LV:1,MYO:2,RV:3")
+    p.add_argument("--labels", help="NAME:LABEL,... the structures to score, such as LV:1,MYO:2,RV:3")
+    p.add_argument("--reference_labels", metavar="LABELS", help="the same for the reference folder alone")
+    p.add_argument("--prediction_labels", metavar="LABELS", help="the same for the prediction folder alone")
     p.add_argument("--output", type=pathlib.Path, help="CSV file for a row per case and structure")
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Scores the folders; returns the exit status."""
-    structures = parse_labels(args.labels)
-    rows, faults = score_folders(args.reference_dir, args.prediction_dir, structures, rich.console.Console(stderr=True))
+    labels = label_maps(args)
+    log = rich.console.Console(stderr=True)
+    rows, faults, alone, warnings = score_folders(args.reference_dir, args.prediction_dir, labels, log)
     if args.output:
         metrics.write_cases_csv(args.output, rows, COLUMNS)
     out = rich.console.Console()
     out = out if out.is_terminal else rich.console.Console(width=140)
-    out.print(summary_table(rows, list(structures)))
+    out.print(summary_table(rows, list(labels.reference)))
+    for line in warnings:
+        out.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
     if args.output:
         out.print(f"{len(rows)} rows written to {args.output}", markup=False, highlight=False, soft_wrap=True)
-    if faults:
-        print(f"error: {faults} matched cases could not be scored; they are named above", file=sys.stderr)
-    return 1 if faults else 0
+    counts = {"matched cases could not be scored": faults, "files have no partner in the other folder": alone}
+    missing = [f"{count} {what}" for what, count in counts.items() if count]
+    if missing:
+        print(f"error: {' and '.join(missing)}; they are named above", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def label_maps(args: argparse.Namespace) -> LabelMaps:
+    """The labels of both folders; raises UserError if one has none, or they name different structures."""
+    maps = []
+    for option in ("reference_labels", "prediction_labels"):
+        own = getattr(args, option)
+        if not (own or args.labels):
+            raise UserError(f"score needs --labels=NAME:LABEL,... for both folders, or --{option}=... too")
+        maps.append(parse_labels(own, option=f"--{option}") if own else parse_labels(args.labels))
+    reference, prediction = maps
+    if reference.keys() != prediction.keys():
+        raise UserError(
+            f"--reference_labels name {', '.join(reference)}, --prediction_labels {', '.join(prediction)}: give the "
+            "same structures for both folders"
+        )
+    return LabelMaps(reference, prediction)
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], structures: Sequence[str]) -> rich.table.Table:

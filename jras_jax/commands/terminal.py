@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,12 +13,24 @@ import rich.progress
 import rich.table
 
 from jras_jax.data import PHASES, STRUCTURES
+from jras_jax.data.remarks import Teller
 
 
 def say(text: str) -> None:
     """Prints on the first host."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints on the first host's standard error."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def teller() -> Callable[[str], None]:
+    """Takes remarks 'FILE: remark' for the user; silent on all hosts but the first."""
+    return Teller() if jax.process_index() == 0 else lambda line: None
 
 
 def progress(title: str) -> Callable[[Iterable[Any]], Iterable[Any]]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jras_jax.data import NUM_CLASSES, Volume
+from jras_jax.data import NUM_CLASSES, Volume, axes
 
 
 class Grid(NamedTuple):
@@ -36,10 +36,12 @@ class GridMap:
     """How one volume's slices lie on the model grid.
 
     Attributes:
-      shape: (X, Y, Z) of the native volume.
+      shape: (X, Y, Z) of the native volume, its slices last.
       transpose, flip_rows, flip_cols: from (X, Y) to (rows, columns): transpose first, then flip.
       scale: model pixels per native pixel, along rows and columns.
       image_size: S.
+      slice_axis: the axis of the volume as stored that runs through the slices; 2 unless the scan is stored otherwise.
+        Below, X, Y and Z are its axes with the slices last.
     """
 
     shape: tuple[int, int, int]
@@ -48,18 +50,21 @@ class GridMap:
     flip_cols: bool
     scale: tuple[float, float]
     image_size: int
+    slice_axis: int = 2
 
     def _oriented(self, volume: np.ndarray) -> np.ndarray:
-        """(X, Y, ...) -> (rows, columns, ...)."""
-        out = np.swapaxes(volume, 0, 1) if self.transpose else volume
+        """(X, Y, Z, ...) as stored -> (rows, columns, Z, ...)."""
+        out = np.moveaxis(volume, self.slice_axis, 2)
+        out = np.swapaxes(out, 0, 1) if self.transpose else out
         out = out[::-1] if self.flip_rows else out
         return out[:, ::-1] if self.flip_cols else out
 
     def _native(self, volume: np.ndarray) -> np.ndarray:
-        """(rows, columns, ...) -> (X, Y, ...)."""
+        """(rows, columns, Z, ...) -> (X, Y, Z, ...) as stored."""
         out = volume[:, ::-1] if self.flip_cols else volume
         out = out[::-1] if self.flip_rows else out
-        return np.swapaxes(out, 0, 1) if self.transpose else out
+        out = np.swapaxes(out, 0, 1) if self.transpose else out
+        return np.moveaxis(out, 2, self.slice_axis)
 
     def _sizes(self) -> tuple[int, int]:
         x, y, _ = self.shape
@@ -99,18 +104,19 @@ class GridMap:
         return np.concatenate([background, native], -1)
 
 
-def grid_map(volume: Volume, grid: Grid) -> GridMap:
-    """The map of one volume onto the model grid."""
-    x, y, z = volume.image.shape
-    turned = orientation(volume.affine) if volume.spacing_known else (True, False, False)
+def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
+    """The map of one volume onto the model grid; `slice_axis` is the axis that runs through its slices."""
+    order = axes.slices_last(slice_axis)
+    x, y, z = (volume.image.shape[axis] for axis in order)
+    turned = orientation(volume.affine[:, [*order, 3]]) if volume.spacing_known else (True, False, False)
     if volume.spacing_known and not grid.ignore_spacing:
-        spacing = volume.spacing[[1, 0]] if turned[0] else volume.spacing[:2]
+        spacing = volume.spacing[order][[1, 0]] if turned[0] else volume.spacing[order][:2]
         down, across = (float(s) / grid.spacing_mm if grid.spacing_mm else 1.0 for s in spacing)
         scale = (down, across)
     else:
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
         scale = (factor, factor)
-    return GridMap((x, y, z), *turned, scale, grid.image_size)
+    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis)
 
 
 def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:
@@ -170,9 +176,9 @@ class VolumeSlices(NamedTuple):
     mapping: GridMap
 
 
-def volume_slices(volume: Volume, grid: Grid) -> VolumeSlices:
+def volume_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlices:
     """Brings the slices of one volume, and their masks if it has any, to the model grid."""
-    mapping = grid_map(volume, grid)
+    mapping = grid_map(volume, grid, slice_axis)
     images = mapping.to_model(to_uint8(volume.image, grid.percentiles))
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     masks = mapping.labels_to_model(volume.mask) if volume.mask is not None else None

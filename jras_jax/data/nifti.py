@@ -1,8 +1,8 @@
 """The geometry contract: how scans and masks are read from NIfTI files, and how a mask is written back.
 
 Axes are those of nibabel: X and Y in the image plane, Z through the slices, T the time frames. World coordinates are
-RAS+ in millimetres, whatever unit the header is in. A mask goes out with the header of the scan it belongs to, so its
-affine, form codes, shape, zooms and units are the scan's own, bit for bit.
+RAS+ in millimetres, whatever unit the header is in. A mask takes affine, form codes, shape, zooms and units from the
+header of its scan, bit for bit, and nothing else: the header's texts may name the patient.
 
 References:
   The NIfTI-1 standard, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
@@ -34,6 +34,15 @@ MAX_INTENSITY = 1e30  # beyond it differences overflow in float32
 _SLACK = 64 << 20  # so many bytes may follow the voxels that the header describes
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
+MARK = b"segmentation by jras_jax"  # the description in the header of a mask
+# What a mask takes from the header of its scan, beside the shape. The texts (descrip, aux_file, db_name, intent_name)
+# and the extensions may name the patient.
+_GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+    *("dim_info", "slice_start", "slice_end", "slice_code", "slice_duration", "toffset"),
+)
+_LARGEST_HEADER = 540  # bytes, of NIfTI-2
 # What nibabel, zlib and numpy raise on damaged bytes; MemoryError and OverflowError on absurd sizes in a header.
 _DAMAGE = (
     OSError,
@@ -152,6 +161,8 @@ def read_labels(
             raise ScanError(
                 path, f"its shape {labels.shape} is not that of its image, {like.array.shape} ({like.path})"
             )
+        if like.header["descrip"].item().startswith(MARK):
+            raise ScanError(like.path, "is a mask written by this program, not a scan; put the scan in its place")
         remarks += geometry.compare(scan, like)
     return dataclasses.replace(scan, array=labels, remarks=tuple(remarks))
 
@@ -159,8 +170,9 @@ def read_labels(
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Scan) -> None:
     """Writes a label map on the grid of a scan: same affine (qform and sform with their codes), shape, zooms and units.
 
-    The file appears whole or not at all: it is written beside its place and renamed. Its bytes depend on its content
-    alone (no time stamp).
+    Of the scan's header nothing but the geometry is taken. The mask's description is `MARK`, by which `is_own_mask`
+    knows the masks of this program. The file appears whole or not at all: it is written beside its place and renamed.
+    Its bytes depend on its content alone (no time stamp).
 
     Args:
       path: where to, .nii or .nii.gz; folders on the way are made, an existing file is replaced.
@@ -174,11 +186,12 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Scan) -> No
     path = pathlib.Path(path)
     if mask.dtype != np.uint8 or mask.shape != like.array.shape:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}, it must be uint8 {like.array.shape}")
-    header = like.header.copy()
+    header = type(like.header)()  # without extensions, which often hold patient data
     header.set_data_dtype(np.uint8)
-    header["cal_min"] = header["cal_max"] = 0  # the scan's display window
-    header["vox_offset"] = 0  # let nibabel place the voxels: the scan's extensions (often patient data) are left out
-    header.extensions.clear()
+    header.set_data_shape(like.header.get_data_shape())
+    for field in _GEOMETRY:
+        header[field] = like.header[field]
+    header["descrip"] = MARK
     image = _IMAGES[header.sizeof_hdr](mask.reshape(header.get_data_shape()), header.get_best_affine(), header)
     image.header.set_slope_inter(1, 0)
     write_image(path, image)
@@ -201,6 +214,20 @@ def write_image(path: str | os.PathLike[str], image: Any, compresslevel: int = 6
         data = gzip.compress(data, compresslevel, mtime=0)
     with files.replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def is_own_mask(path: str | os.PathLike[str]) -> bool:
+    """Whether a NIfTI file is a mask that `write_mask` wrote, by its header; False if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+            file.seek(0)
+            if start == _GZIP_MAGIC:
+                with gzip.GzipFile(fileobj=file) as unzipped:
+                    return MARK in unzipped.read(_LARGEST_HEADER)
+            return MARK in file.read(_LARGEST_HEADER)
+    except _DAMAGE:
+        return False
 
 
 _IMAGES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the header's size in bytes

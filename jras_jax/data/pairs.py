@@ -38,12 +38,13 @@ def convention_labels(convention: str) -> dict[str, int]:
     return {name: values[label] for name, label in STRUCTURES.items()}
 
 
-def parse_labels(text: str, structures: Collection[str] = ()) -> dict[str, int]:
+def parse_labels(text: str, structures: Collection[str] = (), option: str = "--labels") -> dict[str, int]:
     """'LV:1,MYO:2,RV:3' -> {'LV': 1, 'MYO': 2, 'RV': 3}.
 
     Args:
       text: NAME:LABEL,... with labels of 1 to 255.
       structures: if given, the names that must occur, each once.
+      option: the command's option that gives the text, for messages.
 
     Raises:
       UserError: not of that form, a name or label twice, or not the names that must occur.
@@ -53,15 +54,15 @@ def parse_labels(text: str, structures: Collection[str] = ()) -> dict[str, int]:
         name, _, value = (p.strip() for p in part.partition(":"))
         if not name or not value.isdecimal() or not 1 <= int(value) <= 255:
             raise UserError(
-                f"--labels={text}: {part!r} is not NAME:LABEL with a label of 1 to 255, as in LV:1,MYO:2,RV:3"
+                f"{option}={text}: {part!r} is not NAME:LABEL with a label of 1 to 255, as in LV:1,MYO:2,RV:3"
             )
         if name in labels or int(value) in labels.values():
             raise UserError(
-                f"--labels={text}: {part!r} repeats a structure or a label; give each once, as in LV:1,MYO:2,RV:3"
+                f"{option}={text}: {part!r} repeats a structure or a label; give each once, as in LV:1,MYO:2,RV:3"
             )
         labels[name] = int(value)
     if structures and set(labels) != set(structures):
-        raise UserError(f"--labels={text}: give a label to each of {', '.join(structures)}, as in LV:1,MYO:2,RV:3")
+        raise UserError(f"{option}={text}: give a label to each of {', '.join(structures)}, as in LV:1,MYO:2,RV:3")
     return labels
 
 

@@ -65,7 +65,7 @@ class SliceTable:
         return len(self.images)
 
     def describe(self, row: int) -> dict[str, Any]:
-        """{'case', 'slice'} of a row, for a person; slices count from 0."""
+        """{'case', 'slice'} of a row, for a program: the slice is an index from 0, a person reads it plus 1."""
         return {"case": self.cases[self.case[row]], "slice": int(self.slice_index[row])}
 
     @property

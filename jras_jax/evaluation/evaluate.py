@@ -60,15 +60,19 @@ def evaluate(
       The summary, as written to summary.json.
 
     Raises:
-      UserError: the data set has no patients in that split, or a file cannot be written.
+      UserError: the data set has no patients in that split, or a file cannot be written (as far as can be told, that is
+        said before the evaluation starts).
     """
     config = run.config
     volumes = data.part(config.eval.split)
+    if submission is not None:
+        export.check(volumes, submission, data.scans, config.dataset.convention)
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
     scores = _Scores()
     retrieved = evaluator.RetrievedMasks(table, controls=True) if table is not None else None
     evidence = EvidenceWriter(config.eval.evidence_cases, table)
+    evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
     masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
     for volume, prediction in evaluator.predictions(

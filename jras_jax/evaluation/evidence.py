@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,11 @@ class EvidenceWriter:
     def __init__(self, cases: int, table: SliceTable | None):
         self._cases, self._table = cases, table
         self._kept: list[tuple[float, str, dict[str, Any]]] = []
+
+    def check(self, volumes: Iterable[Volume]) -> None:
+        """Raises FileError, before the evaluation, for a case that no file can be named after."""
+        for volume in volumes if self._cases else ():
+            files.safe_name(volume.case, "case")
 
     def add(self, volume: Volume, prediction: VolumePrediction, dice: float) -> None:
         """Keeps a case, and drops a middling one if there are more than wanted."""
@@ -61,7 +67,7 @@ class EvidenceWriter:
         for _, case, arrays in self._kept:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
-            with files.replacing(folder / f"{case}.npz") as temporary:
+            with files.replacing(folder / f"{files.safe_name(case, 'case')}.npz") as temporary:
                 temporary.write_bytes(buffer.getvalue())
 
 

@@ -9,11 +9,39 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from jras_jax import files
 from jras_jax.data import LABEL_CONVENTIONS, NUM_CLASSES, PHASES, Volume, nifti
-from jras_jax.errors import UserError
+from jras_jax.errors import UserError, printable
 
 # A case and its segmentation: (X, Y, Z) on the native grid, in the project's labels.
 Prediction = tuple[Volume, np.ndarray]
+_MNMS_SUFFIX = "_sa_pred"
+
+
+def check(
+    volumes: Iterable[Volume], folder: str | os.PathLike[str], scans: str | os.PathLike[str], convention: str
+) -> None:
+    """Checks before an evaluation that its export can be written, as far as can be told without reading a voxel.
+
+    Args:
+      volumes: that will be exported.
+      folder, scans: as of `export_acdc` and `export_mnms`.
+      convention: 'acdc' or 'mnms'.
+
+    Raises:
+      UserError: the folder cannot be written, a phase is unknown, a scan is missing, a patient's name cannot be a
+        file's, or a file is in the way that is no mask of this program.
+    """
+    files.check_folder(folder, "--output")
+    for volume in volumes:
+        _check_phase(volume)
+        _scan_path(volume, scans)
+        path = _mnms_path(volume, folder, _MNMS_SUFFIX) if convention == "mnms" else _acdc_path(volume, folder)
+        if path.exists() and not nifti.is_own_mask(path):
+            raise UserError(
+                f"--output={folder}: {path} is there and is no mask of this program; choose another folder, so that it "
+                "is not overwritten"
+            )
 
 
 def export_acdc(
@@ -32,12 +60,13 @@ def export_acdc(
       The files written.
 
     Raises:
-      UserError: a phase is unknown, a case comes twice, a source scan is missing or has another shape.
+      UserError: a phase is unknown, a name cannot be a file's, a case comes twice, a source scan is missing or has
+        another shape.
     """
     written: list[pathlib.Path] = []
     for volume, labels in predictions:
         _check_phase(volume)
-        path = pathlib.Path(folder) / f"{volume.patient}_{volume.phase}.nii.gz"
+        path = _acdc_path(volume, folder)
         if path in written:
             raise UserError(f"{volume.case}: comes twice among the predictions")
         scan = _source(volume, labels, scans)
@@ -53,7 +82,7 @@ def export_mnms(
     folder: str | os.PathLike[str],
     scans: str | os.PathLike[str],
     *,
-    suffix: str = "_sa_pred",
+    suffix: str = _MNMS_SUFFIX,
 ) -> list[pathlib.Path]:
     """Writes one 4-D mask a patient, in the layout and labels of M&Ms' CODE_sa_gt.nii.gz: labels at ED and ES alone.
 
@@ -67,8 +96,8 @@ def export_mnms(
       The files written.
 
     Raises:
-      UserError: a phase is unknown, two cases of a patient share a frame, they come from different scans, or the source
-        scan is missing or has another shape.
+      UserError: a phase is unknown, a name cannot be a file's, two cases of a patient share a frame, they come from
+        different scans, or the source scan is missing or has another shape.
     """
     patients: dict[str, list[Prediction]] = {}
     for volume, labels in predictions:
@@ -89,10 +118,19 @@ def export_mnms(
         for volume, labels in cases:
             _check_fit(volume, labels, scan)
             mask[..., volume.frame] = _converted(labels, "mnms")
-        path = pathlib.Path(folder) / patient / f"{patient}{suffix}.nii.gz"
+        path = _mnms_path(cases[0][0], folder, suffix)
         nifti.write_mask(path, mask, scan)
         written.append(path)
     return written
+
+
+def _acdc_path(volume: Volume, folder: str | os.PathLike[str]) -> pathlib.Path:
+    return pathlib.Path(folder) / f"{files.safe_name(volume.patient, 'patient')}_{volume.phase}.nii.gz"
+
+
+def _mnms_path(volume: Volume, folder: str | os.PathLike[str], suffix: str) -> pathlib.Path:
+    patient = files.safe_name(volume.patient, "patient")
+    return pathlib.Path(folder) / patient / f"{patient}{suffix}.nii.gz"
 
 
 def _converted(labels: np.ndarray, convention: str) -> np.ndarray:
@@ -109,12 +147,19 @@ def _check_phase(volume: Volume) -> None:
 
 def _source(volume: Volume, labels: np.ndarray, scans: str | os.PathLike[str]) -> nifti.Scan:
     """The scan that a volume was read from."""
-    path = pathlib.Path(scans) / volume.source
-    if not volume.source or not path.is_file():
-        raise UserError(f"{volume.case}: its scan {path} is not there; give the folder of the official download")
-    scan = nifti.read_scan(path)
+    scan = nifti.read_scan(_scan_path(volume, scans))
     _check_fit(volume, labels, scan)
     return scan
+
+
+def _scan_path(volume: Volume, scans: str | os.PathLike[str]) -> pathlib.Path:
+    path = pathlib.Path(scans) / volume.source
+    if not volume.source or not path.is_file():
+        raise UserError(
+            f"{printable(volume.case)}: its scan {printable(path)} is not there; give the folder of the official "
+            "download with --config.dataset.manual_dir=FOLDER"
+        )
+    return path
 
 
 def _check_fit(volume: Volume, labels: np.ndarray, scan: nifti.Scan) -> None:

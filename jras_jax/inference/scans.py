@@ -1,7 +1,13 @@
-"""Segments NIfTI files: which files, where the masks go, and the evidence written beside each mask."""
+"""Segments NIfTI files: which files, where the masks go, and the evidence written beside each mask.
+
+A mask of this program is known by the description in its header (`nifti.is_own_mask`), or by the JSON beside it. Such
+masks are never segmented, and no other file is ever overwritten.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, finder, geometry, nifti, pairs, remarks
-from jras_jax.errors import UserError
+from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.errors import UserError, printable
 from jras_jax.inference.segmenter import Segmenter, VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
+from jras_jax.retrieval.known import Match
 
+_COUNTING = "slice and frame are indices from 0; the report and the messages count slices from 1"
 Note = Callable[[str], None]
 
 
@@ -23,28 +31,40 @@ class Task(NamedTuple):
     scan: pathlib.Path
     mask: pathlib.Path
 
+    @property
+    def evidence(self) -> pathlib.Path:
+        """The JSON beside the mask."""
+        return self.mask.with_name(pairs.stem(self.mask) + ".json")
 
-def tasks(source: str | pathlib.Path, output: str | pathlib.Path) -> list[Task]:
+
+def tasks(source: str | pathlib.Path, output: str | pathlib.Path, note: Note = lambda line: None) -> list[Task]:
     """The scans of a file or folder (its subfolders too) and where their masks go.
 
     Args:
-      source: .nii or .nii.gz, or a folder; files named *_gt are skipped.
-      output: folder for NAME.nii.gz; subfolders are kept.
+      source: .nii or .nii.gz, or a folder; files named *_gt and masks of this program are left out.
+      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz.
+      note: takes a line on whatever is left out.
 
     Raises:
-      UserError: there is nothing to segment, or a mask would overwrite a scan or another mask.
+      UserError: there is nothing to segment; masks would lie among the scans, where a later call would take them for
+        scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
-    root = source if source.is_dir() else source.parent
-    found = [
-        Task(scan, output / scan.relative_to(root).parent / (pairs.stem(scan) + ".nii.gz")) for scan in _inputs(source)
-    ]
-    masks = [task.mask for task in found]
-    for task in found:
-        if task.mask.resolve() == task.scan.resolve():
-            raise UserError(f"--output={output}: the mask would overwrite the scan {task.scan}; choose another folder")
-        if masks.count(task.mask) > 1:
-            raise UserError(f"{source}: two files would both give {task.mask}; segment them one by one")
+    scans = _without_masks(_inputs(source), source, output, note)
+    if output.name.lower().endswith(pairs.SUFFIXES):
+        if source.is_dir():
+            raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
+        found = [Task(scans[0], output)]
+        if output.is_dir():
+            raise UserError(f"--output={output}: a folder has this name of a file; choose another name")
+        if pairs.stem(output).lower().endswith("_gt"):
+            raise UserError(f"--output={output}: names in _gt are those of reference masks; choose another name")
+    else:
+        root = source if source.is_dir() else source.parent
+        found = [Task(s, output / s.relative_to(root).parent / (pairs.stem(s) + ".nii.gz")) for s in scans]
+    for folder in {task.mask.parent for task in found}:
+        files.check_folder(folder, "--output")
+    _check_targets(found, source, output)
     return found
 
 
@@ -58,22 +78,34 @@ def segment_file(
     """Segments one scan and writes its mask and evidence; returns the prediction of each frame.
 
     The mask NAME.nii.gz has its scan's geometry and the labels of the run's data set; NAME.json beside it lists the
-    cases that guided every slice. `segmenter` is one of `run.segmenter()` with this gallery, shared by several scans.
-    `note` takes a line on whatever is unusual about the scan.
+    cases that guided every slice. Either both are written or neither.
+
+    Args:
+      run, gallery: the trained run, and what guides it.
+      task: which file.
+      segmenter: one of `run.segmenter()` with this gallery, shared by several scans.
+      note: takes a line on what is unusual about the scan, and on the gallery slices that the leak rule leaves out.
 
     Raises:
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
     scan = nifti.read_scan(task.scan)
     for remark in unusual(run, scan):
-        note(f"{scan.path}: {remark}")
+        note(f"{printable(scan.path)}: {remark}")
     predictions = run.segment_volumes(frames(scan), gallery, segmenter)
+    match = None
+    if gallery is not None:
+        match = gallery.known.find(pairs.stem(task.scan), [p.images for p in predictions])
+        _tell(run, task.scan, gallery, match, note)
     values = np.array(LABEL_CONVENTIONS[run.config.dataset.convention], np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
-    task.mask.parent.mkdir(parents=True, exist_ok=True)
     nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
-    evidence = task.mask.with_name(pairs.stem(task.mask) + ".json")
-    files.write_json(evidence, _evidence(run, task.scan, scan, predictions, gallery))
+    try:
+        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, match))
+    except BaseException:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            task.mask.unlink()
+        raise
     return predictions
 
 
@@ -82,6 +114,14 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
     if not scan.spacing_known and run.splits.get("spacing") != "unknown":
         remarks.append(geometry.NO_SPACING_HERE)
+    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
+    if axis != 2:
+        remarks.append(f"its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
+    elif scan.spacing_known and geometry.slice_axis(scan.array.shape, scan.spacing, True) != 2:
+        remarks.append(
+            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may lie along another axis than the "
+            "third, along which they are read"
+        )
     return remarks
 
 
@@ -104,29 +144,47 @@ def frames(scan: nifti.Scan) -> list[Volume]:
     ]
 
 
+def _tell(run: TrainedRun, scan: pathlib.Path, gallery: RunGallery, match: Match, note: Note) -> None:
+    """Says whose slices the leak rule leaves out, and how the patient was recognised."""
+    if not match.patients:
+        return
+    who = " and ".join(f"{gallery.table.patients[n]} (by its {how})" for n, how in match.patients.items())
+    rule = run.config.retrieval.exclude
+    count, total = gallery.known.slices_of(match), len(gallery.table)
+    done = f"{count} of {total} gallery slices are left out"
+    if rule != "patient":
+        done = f"its slices may guide it, because config.retrieval.exclude={rule}"
+    note(f"{printable(scan)}: is a scan of the gallery's {printable(who)}; {done}")
+
+
 def _evidence(
     run: TrainedRun,
-    file: pathlib.Path,
     scan: nifti.Scan,
     predictions: list[VolumePrediction],
     gallery: RunGallery | None,
+    match: Match | None,
 ) -> dict[str, Any]:
     """The content of the JSON beside a mask."""
     convention = LABEL_CONVENTIONS[run.config.dataset.convention]
     out: dict[str, Any] = {
-        "input": str(file),
+        "input": scan.path.name,  # no more of its path: folders are often named after patients
         "run": str(run.folder),
         "checkpoint_step": run.step,
         "labels": {name: convention[label] for name, label in STRUCTURES.items()},
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
+        "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),
+        "counting": _COUNTING,
         "frames": [],
     }
-    if gallery is not None:
+    if gallery is not None and match is not None:
         # Whose slices the leak rule left out of the search; null if the scan belongs to nobody in the gallery.
-        patient = predictions[0].patient
-        out["gallery_patient"] = gallery.table.patients[patient] if patient >= 0 else None
+        known = {gallery.table.patients[number]: how for number, how in match.patients.items()}
+        out["gallery_patient"] = next(iter(known), None)
+        out["matched_by"] = next(iter(known.values()), None)
+        out["other_gallery_patients"] = dict(list(known.items())[1:])
         out["exclude"] = run.config.retrieval.exclude
+        out["gallery_slices_left_out"] = gallery.known.slices_of(match) if out["exclude"] == "patient" else 0
     for t, prediction in enumerate(predictions):
         slices: list[dict[str, Any]] = [{"slice": z} for z in range(len(prediction.images))]
         if gallery is not None:
@@ -135,6 +193,82 @@ def _evidence(
                 entry |= {"guides": guides, "guide_agreement": round(float(agreed), 6)}
         out["frames"].append({"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices})
     return out
+
+
+def _without_masks(
+    scans: list[pathlib.Path], source: pathlib.Path, output: pathlib.Path, note: Note
+) -> list[pathlib.Path]:
+    """Leaves out masks of this program.
+
+    Raises:
+      UserError: nothing is left, or the output folder holds scans too.
+    """
+    own = [scan for scan in scans if _is_own(scan)]
+    kept = [scan for scan in scans if scan not in set(own)]
+    if not kept:
+        what = "is a mask" if source.is_file() else "holds nothing but masks"
+        raise UserError(f"--input={source}: {what} written by this program; give the scans")
+    inside = output.resolve()
+    if source.is_dir() and inside != source.resolve():
+        among = [scan for scan in kept if scan.parent.resolve().is_relative_to(inside)]
+        if among and inside.is_relative_to(source.resolve()):
+            raise UserError(
+                f"--output={output}: holds scans of --input, such as {printable(among[0])}, and masks among them would "
+                "be taken for scans; choose another folder"
+            )
+    if own:
+        count = "1 mask" if len(own) == 1 else f"{len(own)} masks"
+        note(f"{source}: leaves out {count} written by this program, such as {printable(own[0])}")
+    return kept
+
+
+def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path) -> None:
+    """Raises UserError if a mask would lie beside a scan, or in the place of another file or mask."""
+    masks = [task.mask for task in found]
+    folders = {task.scan.parent.resolve() for task in found} if source.is_dir() else set()
+    for task in found:
+        if task.mask.resolve() == task.scan.resolve():
+            raise UserError(f"--output={output}: the mask would overwrite the scan {task.scan}; choose another folder")
+        if task.mask.parent.resolve() in folders:
+            raise UserError(
+                f"--output={output}: the mask {task.mask} would lie among the scans of --input={source}, where the "
+                "next reader takes it for a scan; choose another folder"
+            )
+        if masks.count(task.mask) > 1:
+            raise UserError(f"{source}: two files would both give {task.mask}; segment them one by one")
+        stem = pairs.stem(task.mask)
+        for other in (task.mask.with_name(stem + suffix) for suffix in pairs.SUFFIXES):
+            if _is_there(other) and not _is_own(other):
+                raise UserError(
+                    f"--output={output}: {printable(other)} is there and is no mask of this program: a mask "
+                    f"{task.mask.name} would overwrite it or be mistaken for it; choose another folder"
+                )
+        if _is_there(task.evidence) and not _is_evidence(task.evidence):
+            raise UserError(
+                f"--output={output}: {printable(task.evidence)} is there and was not written by this program; it would "
+                "be overwritten: choose another folder"
+            )
+
+
+def _is_own(path: pathlib.Path) -> bool:
+    """Whether a file is a mask of this program, by its header or (masks of earlier versions) by the JSON beside it."""
+    earlier = path.name.endswith(".gz") and _is_evidence(path.with_name(pairs.stem(path) + ".json"))
+    return earlier or nifti.is_own_mask(path)
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except OSError:  # a name that is too long: writing tells
+        return False
+
+
+def _is_evidence(path: pathlib.Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"input", "run", "checkpoint_step", "frames"} <= content.keys()
 
 
 def _inputs(source: pathlib.Path) -> list[pathlib.Path]:

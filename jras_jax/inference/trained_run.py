@@ -20,7 +20,7 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
-from jras_jax.data import STRUCTURES, Volume, finder, pairs
+from jras_jax.data import STRUCTURES, Volume, axes, finder, pairs
 from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
@@ -29,7 +29,7 @@ from jras_jax.inference.embedder import Embedder
 from jras_jax.inference.postprocess import postprocessed
 from jras_jax.inference.segmenter import Segmenter, VolumePrediction
 from jras_jax.retrieval import gallery_files, retriever
-from jras_jax.retrieval.gallery import Gallery, gallery_from_table, with_embeddings
+from jras_jax.retrieval.gallery import Gallery, as_one_patient, gallery_from_table, with_embeddings
 from jras_jax.retrieval.known import KnownPatients
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
@@ -49,7 +49,7 @@ class RunGallery:
         return KnownPatients(self.table)
 
     def guides(self, prediction: VolumePrediction) -> list[list[dict[str, Any]]]:
-        """For each slice of a prediction its guides: 'case', 'slice' (from 0), 'weight' and 'similarity'."""
+        """For each slice of a prediction its guides: 'case', 'slice' (index from 0), 'weight' and 'similarity'."""
         s = prediction.slices
         return [
             [
@@ -225,7 +225,8 @@ class TrainedRun:
         """Segments one short-axis stack.
 
         Args:
-          image: (X, Y, Z) intensities, Z through the slices.
+          image: (X, Y, Z) intensities, Z through the slices; if another axis has clearly the largest spacing, the
+            slices are taken to lie along that one.
           spacing: (3,) voxel sizes in mm; None if unknown.
           affine: (4, 4) voxel to world, RAS+ mm; None takes the usual radiological view, rows Y and columns X.
           gallery: of `open_gallery`; None for a run without retrieval.
@@ -261,14 +262,16 @@ class TrainedRun:
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
-        slices = [volume_slices(v, self.grid) for v in volumes]
+        slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
         patient = -1
         rows: list[np.ndarray | None] = [None] * len(volumes)
         if gallery is not None:
-            known = [gallery.known.find(v.patient, s.images) for v, s in zip(volumes, slices, strict=True)]
-            patient, rows = max(number for number, _ in known), [r for _, r in known]
-            if patient >= 0 and self.config.retrieval.exclude == "patient":
-                gallery.known.check(patient, self.config.retrieval.top_k)
+            match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
+            patient, rows = match.first, list(match.rows)
+            if self.config.retrieval.exclude == "patient":
+                gallery.known.check(match, self.config.retrieval.top_k)
+                if len(match.patients) > 1:
+                    segmenter = segmenter.using(self.variables, as_one_patient(gallery.arrays, [*match.patients]))
         rule = self.config.eval.postprocess
         return [
             postprocessed(segmenter.volume(v, patient, r, slices=s), rule)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 NOTHING = "–"  # what stands in a table where there is no number
+
+
+# Characters of names that a reader would not see, or that would turn the text after them round (U+202E); half pairs of
+# UTF-16, which come from file names in no known encoding, cannot be written at all.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Html(str):
@@ -36,6 +42,11 @@ _VOID = {"br", "hr", "input", "link", "meta"}
 _SHAPES = {"circle", "image", "line", "path", "polygon", "polyline", "rect", "use"}
 
 
+def _escaped(value: Any, *, quote: bool) -> str:
+    shown = _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
+    return html.escape(shown, quote=quote)
+
+
 def _attribute(key: str, value: Any) -> str:
     if value is None or value is False:
         return ""
@@ -44,7 +55,7 @@ def _attribute(key: str, value: Any) -> str:
         return f" {key}"
     if isinstance(value, float):
         value = f"{value:.2f}".rstrip("0").rstrip(".")
-    return f' {key}="{html.escape(str(value), quote=True)}"'
+    return f' {key}="{_escaped(value, quote=True)}"'
 
 
 def _flatten(children: Iterable[Any]) -> Iterable[str]:
@@ -54,7 +65,7 @@ def _flatten(children: Iterable[Any]) -> Iterable[str]:
         elif isinstance(child, Iterable) and not isinstance(child, str):
             yield from _flatten(child)
         elif child is not None:
-            yield html.escape(str(child), quote=False)
+            yield _escaped(child, quote=False)
 
 
 def join(*parts: Any) -> Html:

@@ -11,6 +11,7 @@ similarity of the query and the fetched rows' embeddings, so that it is exact on
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -129,6 +130,13 @@ def with_rows(gallery: Gallery, rows: np.ndarray, embeddings: jax.Array) -> Gall
     """The gallery with new embeddings (n, D) at rows (n,), those beyond its end left out; consumes the old one."""
     new = _set_rows(gallery.embeddings, rows, embeddings)
     return gallery.replace(embeddings=jax.device_put(new, gallery.embeddings.sharding))
+
+
+def as_one_patient(gallery: Gallery, patients: Sequence[int]) -> Gallery:
+    """The gallery with the slices of several patients all under the number of the first: one person by two names."""
+    own = jnp.isin(gallery.patient, jnp.array(patients, jnp.int32))
+    merged = jnp.where(own, jnp.int32(patients[0]), gallery.patient)
+    return gallery.replace(patient=jax.device_put(merged, gallery.patient.sharding))
 
 
 def check_candidates(table: SliceTable, exclude: str, k: int) -> None:

@@ -59,7 +59,7 @@ class Progress:
         self.rate = math.nan
         self._console = console or rich.console.Console()
         self._live: rich.live.Live | None = None
-        self._streams: list[tuple[logging.StreamHandler, object]] = []
+        self._streams: list[tuple[logging.StreamHandler[Any], object]] = []
         if self._console.is_terminal:
             # A thread of its own draws it, also while the program compiles or waits for the device.
             self._live = rich.live.Live(get_renderable=self._line, console=self._console, refresh_per_second=2)
