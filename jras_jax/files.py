@@ -101,9 +101,9 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name[-40:]}.{os.getpid()}.tmp")
-    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/stdout would be replaced by a file
-        raise FileError(f"{path} cannot be written: it is a device or a pipe; choose the path of a file")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/stdout would be replaced by a file
+            raise FileError(f"{path} cannot be written: it is a device or a pipe; choose the path of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as written:

@@ -69,14 +69,7 @@ def search(
     if data_devices(mesh) == 1:
         indices = find(fixed, gallery.embeddings, allowed, noise, scores)[1]
     else:
-        over = P(None, "data")
-        merge = jax.shard_map(
-            functools.partial(_merged_top_k, find=find, k=k),
-            mesh=mesh,
-            in_specs=(P(), P("data"), over, over, None if scores is None else over),
-            out_specs=P(),
-            check_vma=False,  # an all-gather's result is equal on all devices, which the checker cannot see
-        )
+        merge = _over_devices(find, k=k, scored=scores is not None, mesh=mesh)
         indices = merge(fixed, gallery.embeddings, allowed, noise, scores)
     indices, present = selection.settle(indices, allowed)
     chosen = gather_rows(gallery.embeddings, indices, mesh=mesh)
@@ -85,6 +78,18 @@ def search(
     relevance = similarity if scores is None else jnp.take_along_axis(scores, indices, 1)
     weights = selection.weigh(relevance, noise, present, strategy=strategy, temperature=temperature)
     return indices, weights, similarity
+
+
+def _over_devices(find: Any, *, k: int, scored: bool, mesh: Mesh | None) -> Any:
+    """`find` on every device's own rows, and the merge of their candidates."""
+    over = P(None, "data")
+    return jax.shard_map(
+        functools.partial(_merged_top_k, find=find, k=k),
+        mesh=mesh,
+        in_specs=(P(), P("data"), over, over, over if scored else None),
+        out_specs=P(),
+        check_vma=False,  # an all-gather's result is equal on all devices, which the checker cannot see
+    )
 
 
 def _local_top_k(

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import rich.cells
 import rich.console
