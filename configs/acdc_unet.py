@@ -4,7 +4,7 @@
 
 At full size it wants a GPU and was not measured yet. On 2 CPU cores, at 128 pixels and 16 base channels, 1,500 steps of
 batch 12 took 32 minutes and gave a mean 3-D Dice of 0.869 on fold 0's 16 patients (80 patients in all; the command
-stands in benchmarks/RESULTS.md).
+is in benchmarks/RESULTS.md).
 """
 
 from jras_jax import config

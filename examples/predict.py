@@ -3,6 +3,7 @@
 python examples/predict.py runs/demo SCAN.nii.gz
 """
 
+import pathlib
 import sys
 
 import nibabel as nib
@@ -15,7 +16,9 @@ def main(workdir: str, path: str) -> None:
     run = jras_jax.open_run(workdir)
     gallery = run.open_gallery()  # the run's own; open_gallery("FOLDER") takes labelled scans of another hospital
     scan = nib.load(path)
-    result = run.segment(scan.get_fdata(), spacing=scan.header.get_zooms()[:3], affine=scan.affine, gallery=gallery)
+    image, spacing = scan.get_fdata(), scan.header.get_zooms()[:3]
+    name = pathlib.Path(path).name.partition(".")[0]  # the gallery's slices of this patient must not guide
+    result = run.segment(image, spacing=spacing, affine=scan.affine, gallery=gallery, patient=name)
     print(result.labels.shape, result.probabilities.shape)
     for z, guides in enumerate(gallery.guides(result)):
         found = [name for name, label in jras_jax.STRUCTURES.items() if (result.labels[:, :, z] == label).any()]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jras_jax.data import CLASSES as CLASSES
     from jras_jax.data import STRUCTURES as STRUCTURES
     from jras_jax.inference.scans import segment_file as segment_file
+    from jras_jax.inference.scans import tasks as tasks
     from jras_jax.inference.segmenter import VolumePrediction as VolumePrediction
     from jras_jax.inference.trained_run import RunGallery as RunGallery
     from jras_jax.inference.trained_run import TrainedRun as TrainedRun
@@ -37,6 +38,7 @@ _HOMES = {
     "open_run": "inference.trained_run",
     "VolumePrediction": "inference.segmenter",
     "segment_file": "inference.scans",
+    "tasks": "inference.scans",
 }
 __all__ = ["UserError", "__version__", *_HOMES]
 
