@@ -12,6 +12,7 @@ import jras_jax
 from jras_jax.data import nifti
 from jras_jax.errors import UserError
 from jras_jax.retrieval import gallery_files
+from jras_jax.retrieval.gallery import HostRows
 from tests.commands import predict
 
 
@@ -126,3 +127,8 @@ def test_the_package_offers_its_names_and_no_others():
         assert getattr(jras_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'segment'"):
         jras_jax.segment  # noqa: B018
+
+
+def test_a_run_trained_with_the_ranking_loss_opens_with_its_gallery_in_host_memory(run):
+    opened = jras_jax.open_run(run.folder.path, ["--config.retrieval.gallery_memory=host"])
+    assert isinstance(opened.open_gallery().arrays.images, HostRows)

@@ -295,7 +295,9 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
             f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
         )
     configs.check_opened(overrides)
-    config = configs.parse(configs.override(configs.load_saved(folder.config), overrides))
+    settings = configs.override(configs.load_saved(folder.config), overrides)
+    settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
+    config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(folder)
     best = checkpoints.best()
