@@ -7,13 +7,14 @@ import signal
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jras_jax.data.batches import Batches
-from jras_jax.errors import UserError
+from jras_jax.errors import Stopped, UserError
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
-from jras_jax.training import loop
+from jras_jax.training import joint_run
 
 
 def arrays_of(workdir, at):
@@ -21,7 +22,8 @@ def arrays_of(workdir, at):
     kept = Checkpoints(RunFolder(workdir))
     try:
         meta = kept.meta(at)
-        shapes = kept._manager.item_metadata(at)["state"]
+        with ocp.StandardCheckpointer() as reader:
+            shapes = reader.metadata(workdir.resolve() / "checkpoints" / str(at) / "state").item_metadata.tree
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
         tree = kept.restore(at, target)
@@ -59,11 +61,11 @@ def stop_after(monkeypatch):
 def interrupted(tiny, workdir, stop_after, at, monkeypatch, **changes):
     before = signal.getsignal(signal.SIGTERM)
     stop_after(at)
-    with pytest.raises(SystemExit, match=f"stopped by a signal at step {at}"):
+    with pytest.raises(Stopped, match=f"stopped by a signal at step {at}") as stopped:
         tiny.train(workdir, **changes)
+    assert stopped.value.status == 0
+    assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.undo()
-    signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert checkpoint_steps(workdir)[-1] == at
 
 
@@ -89,9 +91,10 @@ def test_best_and_latest_are_kept(trained_run):
     best, latest = kept.best(), kept.latest()
     kept.close()
     assert latest == 4
-    assert set(checkpoint_steps(trained_run)) == {best, latest}
+    kept = {best, latest} if best != latest else {2, 4}  # never a single one, which damage would be the end of
+    assert set(checkpoint_steps(trained_run)) == kept
     manifests = {p.stem for p in (trained_run / "checkpoints.sha256").iterdir()}
-    assert manifests == {str(best), str(latest)}
+    assert manifests == {str(step) for step in kept}
 
 
 @pytest.mark.slow
@@ -101,9 +104,9 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, mo
     changes = {"train__num_steps": 6, "train__checkpoint_every": 6, "train__eval_every": 6}
     if refresh != "epochs":
         changes |= {"retrieval__refresh": refresh, "retrieval__refresh_every": 2}
-    steps, plain = [], loop.compile_step
+    steps, plain = [], joint_run.compile_step
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compile_step", lambda *a: steps.append(plain(*a)) or steps[-1])
+        patch.setattr(joint_run, "compile_step", lambda *a: steps.append(plain(*a)) or steps[-1])
         whole = tiny.train(tmp_path / "whole", **changes)
     assert [s._cache_size() for s in steps] == [1]  # neither a refresh nor a validation makes it compile anew
     parts = tmp_path / "parts"
@@ -138,9 +141,9 @@ def test_a_finished_run_is_not_trained_further(tiny, trained_run):
 def test_the_folder_of_another_run_is_refused(tiny, trained_run):
     with pytest.raises(UserError) as refused:
         tiny.train(trained_run, optim__lr_backbone=0.01, retrieval__top_k=3, eval__tta=True)
-    said = str(refused.value).splitlines()
-    assert said[1:-1] == ["  config.retrieval.top_k: 2 -> 3", "  config.optim.lr_backbone: 0.003 -> 0.01"]
-    assert str(trained_run) in said[0] and "another --workdir" in said[-1]
+    said = str(refused.value)
+    assert "config.retrieval.top_k: 2 -> 3, config.optim.lr_backbone: 0.003 -> 0.01. Give another --workdir" in said
+    assert str(trained_run) in said and "tta" not in said and "\n" not in said
     assert json.loads((trained_run / "config.json").read_text())["optim"]["lr_backbone"] == 0.003
 
 

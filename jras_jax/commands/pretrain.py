@@ -10,16 +10,23 @@ import argparse
 
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.terminal import enable_compilation_cache, say
-from jras_jax.commands.train import add_config_arguments, read_config
-from jras_jax.training.pretrain import pretrain_retriever
+from jras_jax.commands.train import add_config_arguments, add_resume_argument, read_config, say_changes
+from jras_jax.run_folder import lock
+from jras_jax.training.pretrain import check_folder, pretrain_retriever
 
-add_arguments = add_config_arguments
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_config_arguments(p)
+    add_resume_argument(p)
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Pre-trains; returns the exit status."""
     config, folder = read_config(args, overrides)
     enable_compilation_cache()
-    written = pretrain_retriever(config, folder, load_data(config.dataset))
+    lock.check_free(folder)
+    say_changes(folder, check_folder(config, folder, with_changes=args.resume_with_changes))
+    written = pretrain_retriever(config, folder, load_data(config.dataset), with_changes=args.resume_with_changes)
     say(f"retriever: {written}\nuse it with --config.retriever.init_from={folder}")
     return 0

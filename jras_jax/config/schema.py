@@ -289,6 +289,10 @@ class Train:
     eval_every: int = setting(1_000, "steps between validations", at_least=1, at_most=MAX_STEPS)
     checkpoint_every: int = setting(1_000, "steps between checkpoints", at_least=1, at_most=MAX_STEPS, change="resume")
     log_every: int = setting(50, "steps between lines of metrics.csv", at_least=1, at_most=MAX_STEPS, change="resume")
+    max_skipped: int = setting(
+        10, "steps in a row with a loss or update that is not finite, skipped, that end the run", at_least=1,
+        at_most=MAX_STEPS, change="resume",
+    )  # fmt: skip
     with_baseline: bool = setting(
         False, "whether to train the same run without retrieval too, in WORKDIR/baseline", change="resume"
     )

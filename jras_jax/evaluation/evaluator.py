@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
     return [shared | row for row in metrics.position_scores(volume.mask, prediction.labels)]
 
 
-def validate(segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable | None) -> dict[str, float]:
+def validate(segmenter: Segmenter, volumes: Iterable[Volume], table: SliceTable | None) -> dict[str, float]:
     """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more."""
     start = time.monotonic()
     scores: list[dict[str, float]] = []

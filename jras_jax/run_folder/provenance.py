@@ -8,12 +8,15 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from jras_jax import files, models
 from jras_jax.config import Config
+from jras_jax.errors import UserError
+from jras_jax.run_folder.layout import RunFolder
 
 LEAK_WARNING = (
     "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the "
@@ -48,13 +51,31 @@ def parameter_counts(params: Any) -> dict[str, int]:
     return {part: models.parameter_count(tree) for part, tree in params.items()}
 
 
-def write(path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh) -> None:
-    """Writes `collect` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
-    facts = collect(config, params, mesh)
+def write(
+    path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh, more: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `collect` and `more` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
+    facts = collect(config, params, mesh) | dict(more or {})
     if path.is_file():
         before = files.read_json(path, remedy="delete it; it only records where the run's numbers come from")
         facts["earlier_starts"] = before.pop("earlier_starts", []) + [before]
     files.write_json(path, facts)
+
+
+def check_made_by(folder: RunFolder, command: str) -> None:
+    """Raises UserError if the folder holds a run of the other command: 'train' or 'pretrain'."""
+    if not folder.config.is_file():
+        return
+    facts = {}
+    if folder.facts.is_file():
+        facts = files.read_json(folder.facts, remedy="delete it; it only records where the run's numbers come from")
+    # Earlier versions did not say; their pre-training wrote no splits.
+    before = "pretrain" if folder.retriever.is_file() and not folder.splits.is_file() else "train"
+    if facts.get("made_by", before) != command:
+        raise UserError(
+            f"{folder} holds a run of jras {facts.get('made_by', before)}, whose files jras {command} would overwrite: "
+            "give another --workdir"
+        )
 
 
 def git_revision() -> str:

@@ -25,6 +25,7 @@ from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
 from jras_jax.retrieval.search import gather_rows
+from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]  # image, mask (B, S, S) uint8; patient, row (B,) int32
@@ -65,7 +66,8 @@ def make_step(
       `train_step(state, batch, gallery, cache, contrast=False) -> (state, metrics)`, a pure function: `batch` is the
       global batch; `gallery` is this epoch's, None for the baseline; `cache` (N, T, D) holds the retriever's frozen
       states of every gallery row, None computes them; `contrast` adds the contrastive term over candidates
-      (arXiv 2510.09953v3); the metrics are scalars.
+      (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
+      the state keeps all else, and the metric 'finite' is False.
     """
     terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh)
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
@@ -86,8 +88,11 @@ def make_step(
             decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
         metrics["grad_norm"] = optax.tree.norm(grads)
+        finite = all_finite(metrics["loss"], metrics["grad_norm"], params, extra)
+        kept = chosen(finite, (params, extra, opt_state, ema), (state.params, state.extra, state.opt_state, state.ema))
+        params, extra, opt_state, ema = kept
         new = state.replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state, ema=ema)
-        return new, metrics
+        return new, metrics | {"finite": finite}
 
     return train_step
 
