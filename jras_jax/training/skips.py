@@ -90,8 +90,8 @@ class Skips:
             self._write()
             raise DivergedError(
                 f"loss or update was not finite in {self._in_a_row} steps in a row, up to step {at}; they were "
-                f"skipped, and the checkpoints are intact. {self._folder.diverged} lists the slices: look at their images "
-                f"and masks if they are the same patient's. Otherwise {self._advice}"
+                f"skipped, and the checkpoints are intact. {self._folder.diverged} lists their slices: if they share "
+                f"a patient, look at its scan and mask. Otherwise {self._advice}"
             )
 
     def _write(self) -> None:

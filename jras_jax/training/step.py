@@ -81,16 +81,19 @@ def make_step(
         (_, (metrics, extra)), grads = grad_fn(state.params, state.extra, batch, gallery, cache, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        finite = all_finite(metrics["loss"], metrics["grad_norm"], params, extra)
+        kept = chosen(finite, (params, extra, opt_state), (state.params, state.extra, state.opt_state))
+        params, extra, opt_state = kept
         ema = state.ema
         if ema is not None:
             # Early on the mean would be mostly initial values; min(decay, (1 + t) / (10 + t)) is the usual remedy.
             t = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
-            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        finite = all_finite(metrics["loss"], metrics["grad_norm"], params, extra)
-        kept = chosen(finite, (params, extra, opt_state, ema), (state.params, state.extra, state.opt_state, state.ema))
-        params, extra, opt_state, ema = kept
+            # A skipped step weighs e with 1 and p with 0. A choice between two means would be fused with their
+            # computation in another way, and round in another way.
+            old, new_share = jnp.where(finite, decay, 1.0), jnp.where(finite, 1 - decay, 0.0)
+            ema = jax.tree.map(lambda e, p: old * e + new_share * p, ema, params)
         new = state.replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state, ema=ema)
         return new, metrics | {"finite": finite}
 
