@@ -23,8 +23,7 @@ def arrays_of(workdir, at):
     kept = Checkpoints(RunFolder(workdir))
     try:
         meta = kept.meta(at)
-        with ocp.StandardCheckpointer() as reader:
-            shapes = reader.metadata(workdir.resolve() / "checkpoints" / str(at) / "state").item_metadata.tree
+        shapes = ocp.StandardCheckpointHandler().metadata(workdir.resolve() / "checkpoints" / str(at) / "state").tree
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
         tree = kept.restore(at, target)

@@ -108,7 +108,7 @@ class Checkpoints:
     def _read(self, step: int, target: Any) -> Any:
         path = self._path(step) / "state"
         with _reading(path), ocp.StandardCheckpointer() as reader:
-            _same_shapes(reader.metadata(path).item_metadata.tree, target, self._path(step))
+            _same_shapes(ocp.StandardCheckpointHandler().metadata(path).tree, target, self._path(step))
             return reader.restore(path, target)
 
     def restore_part(self, step: int, target: Any) -> Any:
