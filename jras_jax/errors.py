@@ -22,3 +22,15 @@ class ScanError(UserError):
         super().__init__(f"{printable(os.fspath(path))}: {rule}")
         self.path = pathlib.Path(path)
         self.rule = rule
+
+
+class Stopped(Exception):
+    """A run was asked to stop, has saved itself and ends; the programs print its text.
+
+    Attributes:
+      status: exit status of the program: 0 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, text: str, status: int):
+        super().__init__(text)
+        self.status = status

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 import jras_jax
-from jras_jax.errors import UserError
+from jras_jax.errors import Stopped, UserError
 
 COMMANDS = {
     "train": "train a model, or resume training; then evaluate and report",
@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      0 success; 1 some of the inputs could not be processed; 2 a mistake of the user or a refusal of the operating
-      system (no space, no permission), printed in one line without a traceback.
+      0 success, or training was stopped by SIGTERM and is saved; 1 some of the inputs could not be processed; 2 a
+      mistake of the user or a refusal of the operating system (no space, no permission), printed in one line without a
+      traceback; 130 stopped by Ctrl-C (training is saved).
     """
     try:
         command, rest = _command(list(sys.argv[1:] if argv is None else argv))
@@ -69,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(command, rest)
         sys.stdout.flush()
         return status
+    except Stopped as e:
+        print(e, flush=True)
+        return e.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _leave(130)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return _leave(2)

@@ -10,20 +10,32 @@ import argparse
 
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.terminal import enable_compilation_cache, say
-from jras_jax.commands.train import add_config_arguments, check_model, read_config
-from jras_jax.run_folder import run_log
-from jras_jax.training.pretrain import pretrain_retriever
+from jras_jax.commands.train import (
+    add_config_arguments,
+    add_resume_argument,
+    check_model,
+    read_config,
+    say_changes,
+)
+from jras_jax.run_folder import lock, run_log
+from jras_jax.training.pretrain import check_folder, pretrain_retriever
 
-add_arguments = add_config_arguments
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_config_arguments(p)
+    add_resume_argument(p)
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Pre-trains; returns the exit status."""
     config, folder = read_config(args, overrides)
     enable_compilation_cache()
+    lock.check_free(folder)
+    say_changes(folder, check_folder(config, folder, with_changes=args.resume_with_changes))
     check_model(config)
     data = load_data(config.dataset)
     with run_log.kept(folder):
-        written = pretrain_retriever(config, folder, data)
+        written = pretrain_retriever(config, folder, data, with_changes=args.resume_with_changes)
     say(f"retriever: {written}\nuse it with --config.retriever.init_from={folder}")
     return 0

@@ -19,14 +19,15 @@ from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.config import Config
 from jras_jax.errors import UserError
-from jras_jax.run_folder import run_log
+from jras_jax.run_folder import lock, run_log
 from jras_jax.run_folder.layout import RunFolder
-from jras_jax.training import initial, loop
+from jras_jax.training import initial, joint_run
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_config_arguments(p)
+    add_resume_argument(p)
     p.add_argument("--no_report", action="store_true", help="stop after training, without evaluation and report")
 
 
@@ -36,6 +37,16 @@ def add_config_arguments(p: argparse.ArgumentParser) -> None:
         "--config", help="config file, or the name of one that comes with the package (demo, acdc_unet, ...)"
     )
     p.add_argument("--workdir", help="folder of the run (default: runs/NAME, the config's name)")
+
+
+def add_resume_argument(p: argparse.ArgumentParser) -> None:
+    """The option of every command that resumes a run."""
+    p.add_argument(
+        "--resume_with_changes",
+        action="store_true",
+        help="resume with other learning rates, weights of the loss, or length: "
+        + ", ".join(sorted(configs.DECLARABLE)),
+    )
 
 
 def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[Config, RunFolder]:
@@ -67,23 +78,33 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     start = time.monotonic()
     if config.train.with_baseline and not config.retrieval.enabled:
         raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
-    train(config, folder)
+    train(config, folder, with_changes=args.resume_with_changes)
     if config.train.with_baseline:
-        train(baseline_of(config), folder.baseline)
+        train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes)
     if not args.no_report:
         evaluate_and_report(folder, ())
         say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 
 
-def train(config: Config, folder: RunFolder) -> pathlib.Path:
+def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> pathlib.Path:
     """Trains one run on its data set; returns its folder."""
-    loop.check_folder(config, folder)  # before the data set is built, which may take long
+    # All before the data set is built, which may take long.
+    lock.check_free(folder)
+    changes = joint_run.check_folder(config, folder, with_changes=with_changes)
     check_model(config)
+    say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
     data = load_data(config.dataset, splits)
     with run_log.kept(folder):
-        return loop.train(config, folder.path, data)
+        return joint_run.train(config, folder.path, data, with_changes=with_changes)
+
+
+def say_changes(folder: RunFolder, changes: dict[str, tuple[str, str]]) -> None:
+    """Lists the settings that differ from those of the run that is resumed."""
+    if changes:
+        listed = ", ".join(f"config.{key}: {before} -> {now}" for key, (before, now) in changes.items())
+        say(f"{folder} resumes with other settings: {listed}")
 
 
 def check_model(config: Config) -> None:

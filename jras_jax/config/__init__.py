@@ -4,11 +4,11 @@
 package reads a config.
 """
 
-from jras_jax.config.changes import changeable, check_opened, check_resumed, differences
+from jras_jax.config.changes import DECLARABLE, changeable, check_opened, check_resumed, differences
 from jras_jax.config.files import load, load_saved, save, shipped
 from jras_jax.config.listing import Description, describe, listing
 from jras_jax.config.parsing import flatten, override, parse
-from jras_jax.config.recipes import paper
+from jras_jax.config.recipes import defaults, paper
 from jras_jax.config.schema import (
     Augment,
     Backbone,
@@ -23,13 +23,12 @@ from jras_jax.config.schema import (
     Retrieval,
     Retriever,
     Train,
-    defaults,
 )
 from jras_jax.config.setting import ConfigError
 
 __all__ = [
-    "Augment", "Backbone", "Config", "ConfigError", "Dataset", "Description", "Eval", "Fusion", "Loss", "Mesh", "Optim",
-    "Pretrain", "Retrieval", "Retriever", "Train", "changeable", "check_opened", "check_resumed", "defaults",
-    "describe", "differences", "flatten", "listing", "load", "load_saved", "override", "paper", "parse", "save",
-    "shipped",
+    "DECLARABLE", "Augment", "Backbone", "Config", "ConfigError", "Dataset", "Description", "Eval", "Fusion", "Loss",
+    "Mesh", "Optim", "Pretrain", "Retrieval", "Retriever", "Train", "changeable", "check_opened", "check_resumed",
+    "defaults", "describe", "differences", "flatten", "listing", "load", "load_saved", "override", "paper", "parse",
+    "save", "shipped",
 ]  # fmt: skip

@@ -14,6 +14,9 @@ from jras_jax.config.parsing import flatten, setting_at
 from jras_jax.config.schema import SETTINGS, Config
 from jras_jax.config.setting import ConfigError
 
+# Settings that a resumed run follows if its user asks for it (--resume_with_changes).
+DECLARABLE = frozenset(s.key for s in SETTINGS.values() if s.change == "declared")
+
 
 def changeable(when: Literal["resume", "open"]) -> frozenset[str]:
     """Keys of the settings that may change when training resumes, or when a trained run is opened."""
@@ -61,19 +64,39 @@ def differences(saved: ml_collections.ConfigDict, config: Config) -> dict[str, t
     return found  # type: ignore[return-value]
 
 
-def check_resumed(saved: ml_collections.ConfigDict, config: Config, workdir: pathlib.Path) -> None:
+def check_resumed(
+    saved: ml_collections.ConfigDict, config: Config, workdir: pathlib.Path, *, declared: bool = False
+) -> dict[str, tuple[str, str]]:
     """Refuses to resume the run of `workdir` with settings that training must not change.
 
+    Args:
+      saved: of `load_saved`.
+      config: the configuration to resume with.
+      workdir: for the message.
+      declared: whether the settings of `DECLARABLE` may differ.
+
+    Returns:
+      The declared changes, {key: (saved, now)} as text.
+
     Raises:
-      ConfigError: there are such settings; the message lists all of them.
+      ConfigError: there are other changes; the message lists all of them.
     """
     found = differences(saved, config)
-    if found:
-        listed = ", ".join(f"config.{key}: {before} -> {now}" for key, (before, now) in found.items())
-        raise ConfigError(
-            f"{workdir} holds a run with other settings (saved -> now): {listed}. Give another --workdir, or the saved "
-            "settings to resume it"
-        )
+    follows = {key: pair for key, pair in found.items() if key in DECLARABLE and not _switched(key, saved, config)}
+    refused = {key: pair for key, pair in found.items() if key not in follows} if declared else found
+    if not refused:
+        return found
+    listed = ", ".join(f"config.{key}: {before} -> {now}" for key, (before, now) in refused.items())
+    flag = ", or add --resume_with_changes to go on with the new ones" if len(follows) == len(found) else ""
+    raise ConfigError(
+        f"{workdir} holds a run with other settings (saved -> now): {listed}. Give another --workdir, or the saved "
+        f"settings to resume it{flag}"
+    )
+
+
+def _switched(key: str, saved: ml_collections.ConfigDict, config: Config) -> bool:
+    """Whether clipping of the gradient is switched on or off, which changes the optimiser's saved state."""
+    return key == "optim.grad_clip" and (saved.optim.grad_clip == 0) != (config.optim.grad_clip == 0)
 
 
 def _comparable(tree: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_collections
 
-from jras_jax.config.schema import defaults
+from jras_jax.config.schema import Config
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """All defaults, for a config file to change; `backbone.options` and `fusion.options` take any key."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
 def paper(dataset: str, backbone: str, variant: str) -> ml_collections.ConfigDict:

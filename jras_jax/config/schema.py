@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import ml_collections
-
 from jras_jax.config.setting import Setting, setting, settings_of
 
 Rules = Iterator[tuple[str, bool, str]]
@@ -240,8 +238,8 @@ class Fusion:
 class Loss:
     """The segmentation loss. METHOD: (1 - mean soft Dice over all classes) + cross-entropy."""
 
-    dice_weight: float = setting(1.0, "weight of the Dice loss (METHOD)", at_least=0, at_most=1000)
-    ce_weight: float = setting(1.0, "weight of the cross-entropy (METHOD)", at_least=0, at_most=1000)
+    dice_weight: float = setting(1.0, "weight of the Dice loss (METHOD)", at_least=0, at_most=1000, change="declared")
+    ce_weight: float = setting(1.0, "weight of the cross-entropy (METHOD)", at_least=0, at_most=1000, change="declared")
     dice_batch: bool = setting(
         True, "True takes Dice over the whole batch (nnU-Net's batch Dice), False slice by slice"
     )
@@ -264,16 +262,26 @@ class Optim:
     name: Literal["adamw", "adam", "sgd"] = setting(
         "adamw", "'adamw', 'adam' (METHOD, joint training) or 'sgd' (nnU-Net: momentum 0.99, Nesterov)"
     )
-    lr_backbone: float = setting(1e-3, "peak learning rate of backbone and fusion", above=0, at_most=1)
+    lr_backbone: float = setting(
+        1e-3, "peak learning rate of backbone and fusion", above=0, at_most=1, change="declared"
+    )
     lr_retriever: float = setting(
-        1e-3, "peak learning rate of the retriever, 0 keeps it (METHOD, pre-trained: 1e-4)", at_least=0, at_most=1
+        1e-3,
+        "peak learning rate of the retriever, 0 keeps it (METHOD, pre-trained: 1e-4)",
+        at_least=0,
+        at_most=1,
+        change="declared",
     )
-    weight_decay: float = setting(1e-4, "weight decay, decoupled for adamw; on kernels only", at_least=0, at_most=1)
-    warmup_steps: int = setting(100, "steps of linear warm-up", at_least=0, at_most=MAX_STEPS)
+    weight_decay: float = setting(
+        1e-4, "weight decay, decoupled for adamw; on kernels only", at_least=0, at_most=1, change="declared"
+    )
+    warmup_steps: int = setting(100, "steps of linear warm-up", at_least=0, at_most=MAX_STEPS, change="declared")
     final_lr_factor: float = setting(
-        0.01, "share of the peak learning rate at which the cosine decay ends", at_least=0, at_most=1
+        0.01, "share of the peak learning rate at which the cosine decay ends", at_least=0, at_most=1, change="declared"
     )
-    grad_clip: float = setting(1.0, "largest global norm of the gradient; 0 is off", at_least=0, at_most=10**6)
+    grad_clip: float = setting(
+        1.0, "largest global norm of the gradient; 0 is off", at_least=0, at_most=10**6, change="declared"
+    )
     ema_decay: float = setting(
         0.0, "decay of the running mean of the parameters that evaluation uses; 0 is off", at_least=0, below=1
     )
@@ -283,12 +291,16 @@ class Optim:
 class Train:
     """The training loop."""
 
-    num_steps: int = setting(10_000, "length of the run in steps", at_least=1, at_most=MAX_STEPS)
+    num_steps: int = setting(10_000, "length of the run in steps", at_least=1, at_most=MAX_STEPS, change="declared")
     batch_size: int = setting(8, "slices per step, over all devices", at_least=1, at_most=MAX_BATCH)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the computation; parameters stay float32")
-    eval_every: int = setting(1_000, "steps between validations", at_least=1, at_most=MAX_STEPS)
+    eval_every: int = setting(1_000, "steps between validations", at_least=1, at_most=MAX_STEPS, change="declared")
     checkpoint_every: int = setting(1_000, "steps between checkpoints", at_least=1, at_most=MAX_STEPS, change="resume")
     log_every: int = setting(50, "steps between lines of metrics.csv", at_least=1, at_most=MAX_STEPS, change="resume")
+    max_skipped: int = setting(
+        10, "steps in a row with a loss or update that is not finite, skipped, that end the run", at_least=1,
+        at_most=MAX_STEPS, change="resume",
+    )  # fmt: skip
     with_baseline: bool = setting(
         False, "whether to train the same run without retrieval too, in WORKDIR/baseline", change="resume"
     )
@@ -301,10 +313,14 @@ class Train:
 class Pretrain:
     """Pre-training of the retriever, `jras pretrain`: SimCLR's NT-Xent (METHOD)."""
 
-    num_steps: int = setting(2_000, "length of the pre-training in steps", at_least=1, at_most=MAX_STEPS)
+    num_steps: int = setting(
+        2_000, "length of the pre-training in steps", at_least=1, at_most=MAX_STEPS, change="declared"
+    )
     batch_size: int = setting(70, "pairs per step, over all devices (METHOD)", at_least=2, at_most=MAX_BATCH)
-    lr: float = setting(1e-3, "learning rate of Adam, times 0.1 after 70% of the steps (METHOD)", above=0, at_most=1)
-    weight_decay: float = setting(1e-5, "weight decay (METHOD)", at_least=0, at_most=1)
+    lr: float = setting(
+        1e-3, "learning rate of Adam, times 0.1 after 70% of the steps (METHOD)", above=0, at_most=1, change="declared"
+    )
+    weight_decay: float = setting(1e-5, "weight decay (METHOD)", at_least=0, at_most=1, change="declared")
     temperature: float = setting(
         2.0, "temperature of NT-Xent, on dot products that are not normalised (METHOD)", above=0, at_most=1000
     )
@@ -353,15 +369,9 @@ class Eval:
     postprocess: Literal["none", "largest_component"] = setting(
         "none", "'largest_component' keeps only the largest component of each structure", change="free"
     )
-    tta: bool = setting(
-        False, "test-time augmentation: the average over rotations by -10, 0 and 10 degrees", change="free"
-    )
+    tta: bool = setting(False, "test-time augmentation: mean over rotations by -10, 0 and 10 degrees", change="free")
     evidence_cases: int = setting(
-        8,
-        "number of cases whose slices and guides are kept for the report",
-        at_least=0,
-        at_most=MAX_PATIENTS,
-        change="free",
+        8, "number of cases kept for the report", at_least=0, at_most=MAX_PATIENTS, change="free"
     )
 
 
@@ -388,8 +398,3 @@ class Config:
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Config)}
-
-
-def defaults() -> ml_collections.ConfigDict:
-    """All defaults, for a config file to change; `backbone.options` and `fusion.options` take any key."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Config()))

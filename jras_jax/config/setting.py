@@ -16,10 +16,12 @@ from jras_jax.errors import UserError
 #   resume  when training resumes in the same folder
 #   open    when a trained run is opened (to evaluate, predict, choose, or make a gallery)
 #   free    in both cases
-Change = Literal["fixed", "resume", "open", "free"]
+#   declared when training resumes and its user asks for it: it changes the trained weights
+Change = Literal["fixed", "declared", "resume", "open", "free"]
 CHANGES: Mapping[Change, str] = types.MappingProxyType(
     {
         "fixed": "never",
+        "declared": "when training resumes with --resume_with_changes",
         "resume": "when training resumes",
         "open": "when a trained run is opened",
         "free": "when training resumes or a trained run is opened",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
 
 def validate(
     segmenter: Segmenter,
-    volumes: Sequence[Volume],
+    volumes: Iterable[Volume],
     table: SliceTable | None,
     *,
     seen: Callable[[Volume, VolumePrediction], None] = lambda volume, prediction: None,

@@ -300,15 +300,12 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(folder)
-    best = checkpoints.best()
-    if best is None:
-        raise UserError(f"{workdir} has no finished checkpoint yet: resume training with the command that started it")
     model = joint.build_model(config)
     shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
     shardings = mesh.parameter_shardings(shapes, device_mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     kept = "ema" if config.optim.ema_decay else "params"
     extra = {k: v for k, v in target.items() if k != "params"}
-    restored = checkpoints.restore_part(best, {"state": {kept: target["params"], "extra": extra}})["state"]
-    checkpoints.close()
+    best, arrays = checkpoints.restore_best({"state": {kept: target["params"], "extra": extra}})
+    restored = arrays["state"]
     return TrainedRun(config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)

@@ -3,6 +3,8 @@
 config.json            the run's settings                       splits.json       who trains, validates, tests
 run.json               versions, device, command, revision      metrics.csv       one row per logged step
 checkpoints/           the best by validation Dice and the latest, with their checksums in checkpoints.sha256/
+checkpoints.damaged/   checkpoints that could not be used       diverged.json     batches of skipped steps
+lock.json              who trains in this folder right now
 events.*               TensorBoard                              retriever.safetensors  of a pre-trained retriever
 gallery/               the gallery of the training patients     baseline/         the same run without retrieval
 evaluation/NAME/        summary.json, cases.csv, positions.csv, evidence/CASE.npz, report.html; NAME is the split, with
@@ -60,6 +62,18 @@ class RunFolder:
     @property
     def manifests(self) -> pathlib.Path:
         return self.path / "checkpoints.sha256"
+
+    @property
+    def damaged(self) -> pathlib.Path:
+        return self.path / "checkpoints.damaged"
+
+    @property
+    def lock(self) -> pathlib.Path:
+        return self.path / "lock.json"
+
+    @property
+    def diverged(self) -> pathlib.Path:
+        return self.path / "diverged.json"
 
     @property
     def retriever(self) -> pathlib.Path:

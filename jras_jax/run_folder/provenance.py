@@ -18,6 +18,7 @@ from jras_jax.config import Config
 from jras_jax.data import fingerprint
 from jras_jax.data.load import RunData
 from jras_jax.errors import UserError
+from jras_jax.run_folder.layout import RunFolder
 
 LEAK_WARNING = (
     "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the "
@@ -27,9 +28,7 @@ _REMEDY = "delete it; it only records where the run's numbers come from"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
 
-def collect(
-    config: Config, params: Any, mesh: jax.sharding.Mesh, data_fingerprint: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Everything that another person needs to tell this run from a similar one."""
     warnings = []
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
@@ -46,7 +45,6 @@ def collect(
         "mesh": dict(mesh.shape),
         "seed": config.seed,
         "parameters": parameter_counts(params),
-        "data_fingerprint": dict(data_fingerprint or {}),
         "warnings": warnings,
     }
 
@@ -88,18 +86,30 @@ def require_same_data(path: pathlib.Path, data: RunData) -> None:
 
 
 def write(
-    path: pathlib.Path,
-    config: Config,
-    params: Any,
-    mesh: jax.sharding.Mesh,
-    data_fingerprint: Mapping[str, str] | None = None,
+    path: pathlib.Path, config: Config, params: Any, mesh: jax.sharding.Mesh, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `collect` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
-    facts = collect(config, params, mesh, data_fingerprint)
+    """Writes `collect` and `more` as JSON; a resumed run keeps the starts before it under 'earlier_starts'."""
+    facts = collect(config, params, mesh) | dict(more or {})
     if path.is_file():
         before = files.read_json(path, remedy=_REMEDY)
         facts["earlier_starts"] = before.pop("earlier_starts", []) + [before]
     files.write_json(path, facts)
+
+
+def check_made_by(folder: RunFolder, command: str) -> None:
+    """Raises UserError if the folder holds a run of the other command: 'train' or 'pretrain'."""
+    if not folder.config.is_file():
+        return
+    facts = {}
+    if folder.facts.is_file():
+        facts = files.read_json(folder.facts, remedy=_REMEDY)
+    # Earlier versions did not say; their pre-training wrote no splits.
+    before = "pretrain" if folder.retriever.is_file() and not folder.splits.is_file() else "train"
+    if facts.get("made_by", before) != command:
+        raise UserError(
+            f"{folder} holds a run of jras {facts.get('made_by', before)}, whose files jras {command} would overwrite: "
+            "give another --workdir"
+        )
 
 
 def git_revision() -> str:

@@ -1,275 +1,246 @@
-"""A whole training run: model, steps, validations, checkpoints; starts fresh or resumes where it stopped."""
+"""The loop of training and pre-training: steps, validations, checkpoints, and a clean end whatever happens.
+
+A `Task` says what a step is. The loop does the rest for both kinds: it claims the folder once a first step has worked,
+saves, validates, stops on request, skips what is not finite, and goes on from the last checkpoint to the bit.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-import pathlib
-import signal
-import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from jras_jax import config as configs
-from jras_jax import files, joint, mesh
 from jras_jax.config import Config
+from jras_jax.data import Volume
 from jras_jax.data.batches import Batches
-from jras_jax.data.load import RunData
-from jras_jax.data.slice_table import slice_table
 from jras_jax.errors import UserError
-from jras_jax.evaluation import evaluator
-from jras_jax.hosts import any_host, first_host_first
-from jras_jax.inference.segmenter import Segmenter
-from jras_jax.run_folder import checkpoints, provenance
+from jras_jax.run_folder import checkpoints
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
+from jras_jax.run_folder.lock import Lock
 from jras_jax.run_folder.metric_log import MetricLog
-from jras_jax.training import initial
-from jras_jax.training.live_gallery import LiveGallery
 from jras_jax.training.progress import Progress
-from jras_jax.training.samples import Samples
-from jras_jax.training.state import TrainState, create_state, learning_rates
-from jras_jax.training.step import Step, compile_step, make_step
+from jras_jax.training.skips import Skips, all_finite
+from jras_jax.training.stopping import Abandoned, StopSignal
+
+Watched = Callable[[Iterable[Volume]], Iterator[Volume]]
 
 
-@dataclasses.dataclass
-class TrainingRun:
-    """What a run holds while it trains; `state` and `gallery` change, the rest does not."""
+@dataclasses.dataclass(kw_only=True)
+class Task(abc.ABC):
+    """What the loop trains.
+
+    Attributes:
+      title: for the progress bar.
+      length: steps of the whole run.
+      batch_size: slices per step, over all devices.
+      started_at: steps that the restored checkpoint has.
+      carried: what `prepare` returned last; it is logged until it changes, also after a resume.
+      images: samples (H, W, 3) uint8 of the last validation, for TensorBoard.
+    """
 
     config: Config
     folder: RunFolder
     mesh: jax.sharding.Mesh
-    data: RunData
-    state: TrainState
-    shardings: Any
-    step: Step
-    segmenter: Segmenter
-    gallery: LiveGallery | None
     batches: Batches
     checkpoints: Checkpoints
+    skips: Skips
+    title: str
+    length: int
+    batch_size: int
     started_at: int = 0
+    carried: dict[str, float] = dataclasses.field(default_factory=dict)
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    @abc.abstractmethod
     def arrays(self) -> dict[str, Any]:
-        """What a checkpoint holds: the state, and the embeddings, which are older than it between two refreshes."""
-        arrays: dict[str, Any] = {"state": self.state}
-        if self.gallery is not None:
-            arrays["embeddings"] = self.gallery.arrays.embeddings
-        return arrays
+        """What a checkpoint holds."""
+
+    @abc.abstractmethod
+    def take(self, arrays: dict[str, Any]) -> None:
+        """Takes the arrays of a checkpoint."""
+
+    @abc.abstractmethod
+    def claim(self) -> None:
+        """Makes the folder this run's: its settings and where its numbers come from. On the first host."""
+
+    @abc.abstractmethod
+    def advance(self, done: int) -> tuple[dict[str, jax.Array], np.ndarray]:
+        """Does the step after `done` steps: its metrics, 'finite' among them, and this host's rows of its batch."""
+
+    def prepare(self, done: int) -> dict[str, float]:
+        """What comes before the step after `done` steps; returns metrics that hold until they are replaced."""
+        return {}
+
+    def validate(self, watched: Watched) -> dict[str, float]:
+        """Scores the run, 'val/dice' among the values; {} if it has no score. `watched` goes over the volumes."""
+        return {}
+
+    def rates(self, at: int) -> dict[str, float]:
+        """The learning rates of step `at`, for the log."""
+        return {}
+
+    @property
+    def validates(self) -> bool:
+        """Whether `validate` does anything."""
+        return False
+
+    def due(self, at: int) -> bool:
+        """Whether step `at` is followed by a validation."""
+        return self.validates and (at % self.config.train.eval_every == 0 or at == self.length)
+
+    def resume(self) -> None:
+        """Takes the newest intact checkpoint, if there is one."""
+        found = self.checkpoints.resume(checkpoints.abstract(self.arrays()), lambda arrays: bool(_sound(arrays)))
+        if found is None:
+            return
+        self.started_at, arrays = found
+        meta = self.checkpoints.meta(self.started_at)
+        self.take(arrays)
+        self.batches.restore(meta["data"])
+        self.carried = dict(meta.get("carried", {}))
+        self.skips.restore(meta.get("skipped", {}))
+        logging.info("resuming %s after step %d", self.folder, self.started_at)
+
+    def save(self, at: int) -> None:
+        """Starts to save step `at`.
+
+        Raises:
+          UserError: the run diverged; nothing is saved.
+        """
+        self.skips.settle()
+        if not bool(_sound(self.arrays())):
+            raise UserError(
+                f"at step {at} some parameters are not finite: nothing is saved, and the checkpoints are intact. Check "
+                "the files of config.backbone.init_from and config.retriever.init_from, if you gave them"
+            )
+        meta = {
+            "data": self.batches.state(),
+            "config": dataclasses.asdict(self.config),
+            "step": at,
+            "carried": self.carried,
+            "skipped": self.skips.state(),
+        }
+        self.checkpoints.save(at, self.arrays(), meta)
 
 
-def train(config: Config, workdir: str | pathlib.Path, data: RunData) -> pathlib.Path:
-    """Trains a run, or resumes it; the folder then holds checkpoints, logs, splits and provenance.
+_sound = jax.jit(all_finite)
 
-    Args:
-      config: the run; an existing workdir must have been started with the same one, except for the settings that may
-        change when training resumes (`config.changeable("resume")`).
-      workdir: the run's folder, made if absent.
-      data: the data set, with the run's own splits if the folder has them.
 
-    Returns:
-      The workdir.
+def run(task: Task, lock: Lock, stop: StopSignal) -> None:
+    """Trains `task` to its end, from where it is.
 
     Raises:
-      UserError: anything wrong with config, data or checkpoint, or the workdir belongs to another run.
+      Stopped: the run was asked to stop and is saved.
+      UserError: it diverged, the last save failed, or another process took the folder over.
     """
-    run = start(config, RunFolder(workdir), data)
-    if run.started_at >= config.train.num_steps:
-        logging.info("%s has its %d steps already", workdir, run.started_at)
-        run.checkpoints.close()
-        return run.folder.path
-    log = MetricLog(run.folder, run.started_at) if jax.process_index() == 0 else None
-    title = run.folder.path.name if config.retrieval.enabled else f"{run.folder.path.name} (no retrieval)"
-    if log:
-        counts = provenance.parameter_counts(run.state.params)
-        print(f"{title}: parameters " + ", ".join(f"{part} {n:,}" for part, n in counts.items()), flush=True)
-    bar = Progress(title, total=config.train.num_steps, start=run.started_at, slices_per_step=config.train.batch_size)
+    if task.started_at >= task.length and not _unscored(task):
+        logging.info("%s has its %d steps already", task.folder, task.started_at)
+        return
+    bar = Progress(task.title, total=task.length, start=task.started_at, slices_per_step=task.batch_size)
+    live = _Live(task, lock, stop, bar)
     try:
-        _steps(run, log, bar)
+        live.steps()
     finally:
         bar.close()
-        run.checkpoints.close()
-        if log:
-            log.close()
-    return run.folder.path
+        task.checkpoints.close()
+        if live.log:
+            live.log.close()
 
 
-def check_folder(config: Config, folder: RunFolder) -> None:
-    """Raises UserError if the folder holds a run whose settings, other than those that may change, are not these."""
-    if folder.config.is_file():
-        configs.check_resumed(configs.load_saved(folder.config), config, folder.path)
+def _unscored(task: Task) -> bool:
+    """Whether the run stopped between a checkpoint and its validation."""
+    at = task.started_at
+    return at > 0 and task.due(at) and task.checkpoints.dice(at) is None
 
 
-def start(config: Config, folder: RunFolder, data: RunData) -> TrainingRun:
-    """Everything before the first step: model, state (restored if there is a checkpoint) and gallery.
+class _Live:
+    """A run in the loop. Metrics stay on the device until they are logged, so that no step waits for the host."""
 
-    The folder is claimed (config.json, splits.json, run.json) only after all checks have passed.
-    """
-    check_folder(config, folder)
-    provenance.require_same_data(folder.facts, data)
-    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
-    table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
-    batches = Batches(table, config.train.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count())
-    model = joint.build_model(config)
-    fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
-    gallery = None
-    if config.retrieval.enabled:
-        if config.retrieval.exclude != "patient":
-            logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
-        gallery = LiveGallery(
-            model,
-            table,
-            device_mesh,
-            retrieval=config.retrieval,
-            dim=config.retriever.dim,
-            batch_size=max(32, config.eval.batch_size),
-            steps_per_epoch=max(1, len(table) // config.train.batch_size),
-        )
-    segmenter = Segmenter(
-        model,
-        joint.Selection.of(config.retrieval) if gallery else None,
-        data.grid,
-        batch_size=config.eval.batch_size,
-        device_mesh=device_mesh,
-        tta=config.eval.tta,
-        seed=config.seed,
-    )
-    with first_host_first():
-        _claim(config, folder, data)
-    run = TrainingRun(
-        config=config,
-        folder=folder,
-        mesh=device_mesh,
-        data=data,
-        state=fresh,
-        shardings=shardings,
-        step=make_step(model, tx, config, device_mesh),
-        segmenter=segmenter,
-        gallery=gallery,
-        batches=batches,
-        checkpoints=Checkpoints(folder),
-    )
-    _resume(run)
-    if gallery is not None and config.retriever.trained_blocks >= 0:
-        gallery.fill_cache(run.state.variables)
-    if jax.process_index() == 0:
-        provenance.write(folder.facts, config, run.state.params, device_mesh, data.fingerprint)
-    return run
+    def __init__(self, task: Task, lock: Lock, stop: StopSignal, bar: Progress):
+        self.task, self.lock, self.stop, self.bar = task, lock, stop, bar
+        self.log: MetricLog | None = None
+        self.shown: dict[str, float] = dict(task.carried)
 
+    def steps(self) -> None:
+        """The loop itself."""
+        task, t = self.task, self.task.config.train
+        if task.started_at:
+            self._claim()
+        self.bar.restart_clock(task.started_at)
+        if _unscored(task) and not self._validate(task.started_at):
+            raise self.stop.stopped(task.started_at)
+        for done in range(task.started_at, task.length):
+            task.carried |= task.prepare(done)
+            metrics, rows = task.advance(done)
+            at = done + 1
+            self.bar.step(at)
+            task.skips.add(at, metrics.pop("finite"), rows)
+            if at == task.started_at + 1:
+                jax.block_until_ready(metrics)
+                self.stop.leave = None
+                self._claim()
+                self.bar.restart_clock(at)
+            if at % t.log_every == 0 or at == task.length:
+                self._log(at, metrics)
+            # Several hosts must stop at one step, though the notice reaches them at different ones; asking waits for
+            # all of them.
+            asked = jax.process_count() == 1 or at % t.log_every == 0
+            stopping = asked and self.stop.agreed()
+            if task.due(at) or at % t.checkpoint_every == 0 or at == task.length or stopping:
+                self.lock.check()
+                task.save(at)
+            if task.due(at) and not stopping:
+                stopping = not self._validate(at)
+            if stopping:
+                task.checkpoints.settle()
+                raise self.stop.stopped(at)
+        task.checkpoints.settle()
+        if self.stop.agreed():
+            raise self.stop.stopped(task.length)
 
-def _claim(config: Config, folder: RunFolder, data: RunData) -> None:
-    """Makes the folder this run's: its settings and its splits."""
-    if jax.process_index() == 0:
-        configs.save(config, folder.config)
-        if not folder.splits.is_file():
-            files.write_json(folder.splits, data.splits)
+    def _claim(self) -> None:
+        """Once everything that can go wrong at the start has gone well."""
+        if self.log is None and jax.process_index() == 0:
+            self.task.claim()
+            self.log = MetricLog(self.task.folder, self.task.started_at)
 
+    def _log(self, at: int, metrics: dict[str, jax.Array]) -> None:
+        values = {k: float(v) for k, v in metrics.items()}
+        self.task.skips.settle()
+        if self.task.skips.total:
+            values["skipped"] = self.task.skips.total
+        self.shown |= self.task.carried | values
+        self.bar.update(at, self.shown)
+        if self.log:
+            kept = (*values, *self.task.carried)
+            rates = {"slices_per_s": self.bar.rate} | self.task.rates(at)
+            self.log.write(at, {k: v for k, v in self.shown.items() if k in kept} | rates)
 
-def _resume(run: TrainingRun) -> None:
-    latest = run.checkpoints.latest()
-    if latest is None:
-        return
-    arrays = run.checkpoints.restore(latest, checkpoints.abstract(run.arrays()))
-    run.state = arrays["state"]
-    if run.gallery is not None:
-        run.gallery.restore(arrays["embeddings"])
-    run.batches.restore(run.checkpoints.meta(latest)["data"])
-    run.started_at = latest
-    logging.info("resuming %s after step %d", run.folder, latest)
+    def _validate(self, at: int) -> bool:
+        """Scores step `at`, which is saved already; False if the run is to stop and the score has to wait."""
+        self.stop.leave = self._leave
+        self.bar.phase("validating")
+        try:
+            values = self.task.validate(self.stop.watched)
+        except Abandoned:
+            return False
+        finally:
+            self.stop.leave = None
+        self.task.checkpoints.score(at, values["val/dice"])
+        self.shown |= values
+        if self.log:
+            self.log.write(at, values)
+            self.log.images(at, self.task.images)
+        self.bar.validated(at, values)
+        self.bar.restart_clock(at)
+        return True
 
-
-def _save(run: TrainingRun, at: int, dice: float) -> None:
-    meta = {"data": run.batches.state(), "config": dataclasses.asdict(run.config), "dice": dice, "step": at}
-    run.checkpoints.save(at, run.arrays(), meta, dice)
-
-
-def _steps(run: TrainingRun, log: MetricLog | None, bar: Progress) -> None:
-    """The loop itself. Metrics stay on the device until they are logged, so that no step waits for the host."""
-    t, r = run.config.train, run.config.retrieval
-    compiled = compile_step(run.step, run.shardings, run.mesh)
-    stop = _StopSignal()
-    shown: dict[str, float] = {}
-    dice, scored_at = 0.0, -1
-    bar.restart_clock(run.started_at)
-    for done in range(run.started_at, t.num_steps):
-        if run.gallery is not None:
-            shown |= run.gallery.refresh(done, run.state.variables)
-        batch = mesh.put_rows(run.mesh, next(run.batches))
-        arrays, cache = (run.gallery.arrays, run.gallery.cache) if run.gallery else (None, None)
-        contrast = run.gallery is not None and r.contrast_weight > 0 and done % r.contrast_every == 0
-        run.state, metrics = compiled(run.state, batch, arrays, cache, contrast)
-        at = done + 1
-        bar.step(at)
-        if at == run.started_at + 1:
-            jax.block_until_ready(metrics)
-            bar.restart_clock(at)
-        if at % t.log_every == 0 or at == t.num_steps:
-            shown |= {k: float(v) for k, v in metrics.items()}
-            _check_finite(shown, at)
-            bar.update(at, shown)
-            if log:
-                kept = (*metrics, "neighbour_drift")
-                rates = {"slices_per_s": bar.rate} | learning_rates(run.config.optim, t.num_steps, at)
-                log.write(at, {k: v for k, v in shown.items() if k in kept} | rates)
-        if at % t.eval_every == 0 or at == t.num_steps:
-            bar.phase("validating")
-            samples = Samples(run.gallery.table if run.gallery else None)
-            values = _validate(run, samples)
-            dice, scored_at = values["val/dice"], at
-            shown |= values
-            if log:
-                log.write(at, values)
-                log.images(at, samples.images)
-            bar.validated(at, values)
-            bar.restart_clock(at)
-        # Several hosts must stop at one step, though the notice reaches them at different ones; asking waits for all.
-        stopping = stop.requested if jax.process_count() == 1 else at % t.log_every == 0 and any_host(stop.requested)
-        if at % t.checkpoint_every == 0 or at == t.num_steps or scored_at == at or stopping:
-            _save(run, at, dice if scored_at == at else 0.0)
-        if stopping:
-            run.checkpoints.close()
-            raise SystemExit(f"stopped by a signal at step {at}; the same command resumes from there")
-    stop.restore()
-
-
-def _check_finite(shown: dict[str, float], at: int) -> None:
-    if not np.isfinite(shown.get("loss", 0.0)):
-        raise UserError(
-            f"the loss became {shown['loss']} at step {at}: lower config.optim.lr_backbone or lr_retriever; the last "
-            "checkpoint is intact"
-        )
-
-
-def _validate(run: TrainingRun, samples: Samples) -> dict[str, float]:
-    """Mean Dice over the validation fold in native geometry, with a gallery embedded by the evaluated variables."""
-    variables = run.state.eval_variables
-    gallery = run.gallery.embedded_by(variables) if run.gallery else None
-    volumes = run.data.part("validation")
-    if run.config.train.validate_patients:
-        kept = list(dict.fromkeys(v.patient for v in volumes))[: run.config.train.validate_patients]
-        volumes = [v for v in volumes if v.patient in kept]
-    segmenter = run.segmenter.using(variables, gallery)
-    return evaluator.validate(segmenter, volumes, run.gallery.table if run.gallery else None, seen=samples.add)
-
-
-class _StopSignal:
-    """Turns SIGTERM (a cluster's notice) and SIGINT into a request that the loop honours after its step."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def restore(self) -> None:
-        """Puts the old handlers back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+    def _leave(self) -> None:
+        self.task.checkpoints.settle()
+        self.lock.release()

@@ -6,6 +6,7 @@ degrees, flips, contrast 1 to 1.3, half the time one view is the plain slice). S
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -24,11 +25,14 @@ from jras_jax.data.load import RunData
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.retrieval.losses import nt_xent
+from jras_jax.run_folder import lock, provenance
+from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
-from jras_jax.run_folder.metric_log import MetricLog
-from jras_jax.training import initial
-from jras_jax.training.progress import Progress
+from jras_jax.training import initial, loop
+from jras_jax.training.loop import Task
+from jras_jax.training.skips import Skips, all_finite, chosen
 from jras_jax.training.state import parameter_groups
+from jras_jax.training.stopping import StopSignal
 
 VIEW = Augment(  # METHOD's views; flips are left out: they would call a mirrored heart the same heart
     enabled=True,
@@ -45,15 +49,73 @@ VIEW = Augment(  # METHOD's views; flips are left out: they would call a mirrore
 )
 
 
-def pretrain_retriever(config: Config, folder: RunFolder, data: RunData) -> pathlib.Path:
-    """Trains the retriever alone; returns the file that `config.retriever.init_from` takes.
+@dataclasses.dataclass(kw_only=True)
+class Pretraining(Task):
+    """What a pre-training holds; `params` and `opt_state` change, the rest does not."""
+
+    table: SliceTable
+    params: Any
+    opt_state: Any
+    update: Any
+    changes: dict[str, tuple[str, str]]
+
+    def arrays(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"params": self.params, "opt_state": self.opt_state}
+
+    def take(self, arrays: dict[str, Any]) -> None:
+        """See `Task`."""
+        self.params, self.opt_state = arrays["params"], arrays["opt_state"]
+
+    def claim(self) -> None:
+        """See `Task`."""
+        configs.save(self.config, self.folder.config)
+        more: dict[str, Any] = {"made_by": "pretrain"}
+        more |= {"changes": self.changes, "changed_at_step": self.started_at} if self.changes else {}
+        provenance.write(self.folder.facts, self.config, {"retriever": self.params}, self.mesh, more)
+
+    def advance(self, done: int) -> tuple[dict[str, jax.Array], np.ndarray]:
+        """See `Task`."""
+        drawn = next(self.batches)
+        batch = mesh.put_rows(self.mesh, pairs(drawn, self.table, self.config, done + 1))
+        self.params, self.opt_state, metrics = self.update(self.params, self.opt_state, batch, done + 1)
+        return dict(metrics), drawn["row"]
+
+
+def pretrain_retriever(config: Config, folder: RunFolder, data: RunData, *, with_changes: bool = False) -> pathlib.Path:
+    """Trains the retriever alone, or resumes; returns the file that `config.retriever.init_from` takes.
 
     Raises:
-      UserError: retrieval is off, there are fewer slices than the batch, or a fault of config and data.
+      UserError: retrieval is off, there are fewer slices than the batch, the folder holds a training run or another
+        pre-training, another process works in it, or a fault of config and data.
+      Stopped: a signal stopped the pre-training, which is saved.
     """
     if not config.retrieval.enabled:
         raise UserError("pre-training the retriever needs config.retrieval.enabled=True")
-    folder.path.mkdir(parents=True, exist_ok=True)
+    with lock.hold(folder, "pretrain") as held, StopSignal() as stop:
+        stop.leave = held.release
+        task = start(config, folder, data, with_changes=with_changes)
+        if folder.retriever.is_file() and task.started_at in (0, task.length):  # 0: of an earlier version
+            return folder.retriever
+        loop.run(task, held, stop)
+        params = mesh.to_host(task.params)
+        if jax.process_index() == 0:
+            origin = {"made_by": "pretrain_retriever", "steps": str(config.pretrain.num_steps)}
+            convert.save(folder.retriever, params, origin)
+    return folder.retriever
+
+
+def check_folder(config: Config, folder: RunFolder, *, with_changes: bool = False) -> dict[str, tuple[str, str]]:
+    """As `joint_run.check_folder`, for the folder of a pre-training."""
+    provenance.check_made_by(folder, "pretrain")
+    if not folder.config.is_file():
+        return {}
+    return configs.check_resumed(configs.load_saved(folder.config), config, folder.path, declared=with_changes)
+
+
+def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: bool = False) -> Pretraining:
+    """Everything before the first step; the state is restored if there is a checkpoint."""
+    changes = check_folder(config, folder, with_changes=with_changes)
     device_mesh = mesh.make_mesh(config.mesh.data, 1)
     p = config.pretrain
     mesh.check_batch(device_mesh, p.batch_size, "pretrain.batch_size")
@@ -62,28 +124,37 @@ def pretrain_retriever(config: Config, folder: RunFolder, data: RunData) -> path
     variables = initial.variables(model, config) or jax.jit(lambda: joint.init_variables(model, config))()
     params = mesh.put_replicated(device_mesh, variables["params"]["retriever"])
     tx = _optimizer(params, config)
-    update = jax.jit(functools.partial(_update, model=model, tx=tx, config=config), donate_argnums=(0, 1))
-    opt_state = jax.jit(tx.init)(params)
-    batches = Batches(
-        table, p.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count(), key="pretrain.batch_size"
+    lower = f"--config.pretrain.lr={p.lr / 3:.2g} --resume_with_changes"
+    task = Pretraining(
+        config=config,
+        folder=folder,
+        mesh=device_mesh,
+        batches=Batches(
+            table,
+            p.batch_size,
+            config.seed,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            key="pretrain.batch_size",
+        ),
+        checkpoints=Checkpoints(folder),
+        skips=Skips(
+            config.train.max_skipped,
+            folder,
+            table,
+            f"lower the learning rate and go on from the last checkpoint: the same command with {lower}",
+        ),
+        title=f"{folder.path.name} (retriever)",
+        length=p.num_steps,
+        batch_size=p.batch_size,
+        table=table,
+        params=params,
+        opt_state=jax.jit(tx.init)(params),
+        update=jax.jit(functools.partial(_update, model=model, tx=tx, config=config), donate_argnums=(0, 1)),
+        changes=changes,
     )
-    log = MetricLog(folder, 0)
-    bar = Progress(f"{folder.path.name} (retriever)", total=p.num_steps, start=0, slices_per_step=p.batch_size)
-    try:
-        for step in range(1, p.num_steps + 1):
-            batch = mesh.put_rows(device_mesh, pairs(next(batches), table, config, step))
-            params, opt_state, metrics = update(params, opt_state, batch, step)
-            if step % config.train.log_every == 0 or step == p.num_steps:
-                shown = {k: float(v) for k, v in metrics.items()}
-                bar.update(step, shown)
-                log.write(step, shown)
-    finally:
-        bar.close()
-        log.close()
-    configs.save(config, folder.config)
-    origin = {"made_by": "pretrain_retriever", "steps": str(p.num_steps)}
-    convert.save(folder.retriever, jax.tree.map(np.asarray, params), origin)
-    return folder.retriever
+    task.resume()
+    return task
 
 
 def _optimizer(params: Any, config: Config) -> optax.GradientTransformation:
@@ -139,5 +210,8 @@ def _update(
         return loss, {"loss": loss, "accuracy": accuracy}
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, metrics
+    updates, after = tx.update(grads, opt_state, params)
+    new = optax.apply_updates(params, updates)
+    finite = all_finite(metrics["loss"], new)
+    params, opt_state = chosen(finite, (new, after), (params, opt_state))
+    return params, opt_state, metrics | {"finite": finite}

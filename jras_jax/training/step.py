@@ -25,6 +25,7 @@ from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
 from jras_jax.retrieval.search import gather_rows
+from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]  # image, mask (B, S, S) uint8; patient, row (B,) int32
@@ -65,7 +66,8 @@ def make_step(
       `train_step(state, batch, gallery, cache, contrast=False) -> (state, metrics)`, a pure function: `batch` is the
       global batch; `gallery` is this epoch's, None for the baseline; `cache` (N, T, D) holds the retriever's frozen
       states of every gallery row, None computes them; `contrast` adds the contrastive term over candidates
-      (arXiv 2510.09953v3); the metrics are scalars.
+      (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
+      the state keeps all else, and the metric 'finite' is False.
     """
     terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh)
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
@@ -79,15 +81,21 @@ def make_step(
         (_, (metrics, extra)), grads = grad_fn(state.params, state.extra, batch, gallery, cache, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        finite = all_finite(metrics["loss"], metrics["grad_norm"], params, extra)
+        kept = chosen(finite, (params, extra, opt_state), (state.params, state.extra, state.opt_state))
+        params, extra, opt_state = kept
         ema = state.ema
         if ema is not None:
             # Early on the mean would be mostly initial values; min(decay, (1 + t) / (10 + t)) is the usual remedy.
             t = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
-            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+            # A skipped step weighs e with 1 and p with 0. A choice between two means would be fused with their
+            # computation in another way, and round in another way.
+            old, new_share = jnp.where(finite, decay, 1.0), jnp.where(finite, 1 - decay, 0.0)
+            ema = jax.tree.map(lambda e, p: old * e + new_share * p, ema, params)
         new = state.replace(step=state.step + 1, params=params, extra=extra, opt_state=opt_state, ema=ema)
-        return new, metrics
+        return new, metrics | {"finite": finite}
 
     return train_step
 
