@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
+import shutil
+import signal
 
 import flax.traverse_util
 import jax
@@ -11,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from jras_jax.commands import cli
+from jras_jax.data.batches import Batches
 from jras_jax.errors import UserError
 from jras_jax.joint.build import build_model, init_variables
 from jras_jax.run_folder.layout import RunFolder
@@ -75,6 +79,57 @@ def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path, capsys):
         found = next(x for key, x in trained.items() if key.endswith(name))
         np.testing.assert_array_equal(started[name], found)
         assert np.abs(started[name] - np.asarray(random[name])).max() > 1e-4
+
+
+def losses(folder):
+    with folder.metrics.open(newline="") as f:
+        return [row["loss"] for row in csv.DictReader(f)]
+
+
+@pytest.mark.slow
+def test_a_stopped_pretraining_resumes_to_the_bit(tiny, tmp_path, monkeypatch, capsys):
+    """Stopped by SIGTERM, then killed between its last checkpoint and its file; then finished, and left alone."""
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    words = lambda folder: ["pretrain", f"--config={DEMO}", f"--workdir={folder}", *tiny.arguments(**SHORT)]  # noqa: E731
+    assert cli.main(words(whole)) == 0
+    plain, drawn = Batches.__next__, []
+
+    def draw(self):
+        drawn.append(1)
+        if len(drawn) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__next__", draw)
+        capsys.readouterr()
+        assert cli.main(words(parts)) == 0
+    assert "stopped by a signal at step 2; the same command resumes" in capsys.readouterr().out
+    assert not parts.retriever.exists() and not parts.lock.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.convert, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(words(parts))
+    assert not parts.retriever.exists()
+    for _ in range(2):
+        assert cli.main(words(parts)) == 0
+        assert parts.retriever.read_bytes() == whole.retriever.read_bytes()
+        assert losses(parts) == losses(whole) and len(losses(whole)) == 3
+
+
+def test_training_and_pretraining_never_share_a_folder(tiny, trained_run, tmp_path, capsys):
+    before = {p.name: p.read_bytes() for p in trained_run.iterdir() if p.is_file()}
+    arguments = [f"--config={DEMO}", f"--workdir={trained_run}", *tiny.arguments(**SHORT)]
+    assert cli.main(["pretrain", *arguments]) == 2
+    assert "holds a run of jras train, whose files jras pretrain would overwrite" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in trained_run.iterdir() if p.is_file()} == before
+    earlier = RunFolder(tmp_path / "retriever")  # as an earlier version left it
+    earlier.path.mkdir()
+    shutil.copy(trained_run / "config.json", earlier.config)
+    earlier.retriever.touch()
+    arguments = [f"--config={DEMO}", f"--workdir={earlier}", *tiny.arguments()]
+    assert cli.main(["train", *arguments]) == 2
+    assert "holds a run of jras pretrain, whose files jras train would overwrite" in capsys.readouterr().err
 
 
 def test_what_cannot_be_pretrained_is_refused(tiny, tmp_path):

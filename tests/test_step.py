@@ -139,6 +139,21 @@ def test_the_state_is_donated(single):
         np.asarray(old)
 
 
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(single):
+    ready = single[2]
+    poisoned = ready.gallery.replace(embeddings=ready.gallery.embeddings.at[0, 0].set(jnp.nan))
+    before = jax.tree.map(np.array, ready.state)
+    ready.state, metrics = ready.compiled(ready.state, ready.batch(7), poisoned, ready.cache)
+    assert not bool(metrics["finite"]) and not np.isfinite(float(metrics["loss"]))
+    assert int(ready.state.step) == int(before.step) + 1
+    kept = ready.state.replace(step=before.step)
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
+    ready.state, metrics = ready.compiled(ready.state, ready.batch(8), ready.gallery, ready.cache)
+    assert bool(metrics["finite"]) and np.isfinite(float(metrics["loss"]))
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), ready.state.params, before.params)
+    assert not all(jax.tree.leaves(same))
+
+
 def test_without_retrieval_the_step_has_neither_retriever_nor_its_metrics(small):
     config = small(retrieval__enabled=False)
     built = build_model(config)

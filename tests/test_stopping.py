@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -37,19 +38,19 @@ def terminate(*_):
 def before_the_first_step(patch):
     plain = joint_run.create_state
     patch.setattr(joint_run, "create_state", lambda *given: (terminate(), plain(*given))[1])
-    return 1
+    return {1}
 
 
 def in_a_step(patch):
     plain, drawn = Batches.__next__, []
     patch.setattr(Batches, "__next__", lambda self: (drawn.append(1), len(drawn) == 3 and terminate(), plain(self))[2])
-    return 3
+    return {3}
 
 
 def in_a_validation(patch):
     plain = Segmenter.volume
     patch.setattr(Segmenter, "volume", lambda self, *given: (terminate(), plain(self, *given))[1])
-    return 2
+    return {2}
 
 
 def in_the_last_validation(patch):
@@ -62,7 +63,7 @@ def in_the_last_validation(patch):
         return plain(self, *given)
 
     patch.setattr(Segmenter, "volume", volume)
-    return 4
+    return {4}
 
 
 def in_a_save_twice(patch):
@@ -75,7 +76,7 @@ def in_a_save_twice(patch):
         plain(self, *given)
 
     patch.setattr(Checkpoints, "_commit", commit)
-    return 2
+    return {2, 3}  # whether the validation beside it has ended by then is chance
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,10 @@ def in_a_save_twice(patch):
 def test_sigterm_saves_and_ends_with_status_0(tiny, tmp_path, monkeypatch, capsys, whole, phase):
     workdir, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        at = phase(patch)
+        expected = phase(patch)
         assert cli.main(["train", *arguments(tiny, workdir, **LENGTH)]) == 0
-    assert f"stopped by a signal at step {at}; the same command resumes" in capsys.readouterr().out
+    at = int(re.search(r"stopped by a signal at step (\d); the same command resumes", capsys.readouterr().out)[1])
+    assert at in expected
     assert signal.getsignal(signal.SIGTERM) is before
     assert checkpoint_steps(workdir)[-1] == at and not (workdir / "lock.json").exists()
     assert cli.main(["train", *arguments(tiny, workdir, **LENGTH)]) == 0
