@@ -136,6 +136,17 @@ def test_saved_config_is_the_same(tmp_path):
     assert configs.parse(configs.load_saved(tmp_path / "config.json")) == parsed
 
 
+def test_a_run_of_an_earlier_version_takes_the_default_of_what_may_change_and_misses_what_may_not(tmp_path):
+    tree = configs.defaults().to_dict()
+    del tree["train"]["max_skipped"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    assert configs.parse(configs.load_saved(tmp_path / "config.json")) == configs.Config()
+    del tree["train"]["num_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=r"config.train.num_steps is missing"):
+        configs.parse(configs.load_saved(tmp_path / "config.json"))
+
+
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="did you mean"):
         configs.load(ROOT / "configs/acdc_unett.py")
