@@ -51,7 +51,7 @@ def test_a_choice_for_another_checkpoint_is_said_to_be_one(tmp_path):
 
 def test_without_a_measurement_the_report_says_how_to_make_one(tmp_path):
     write_fake_run(tmp_path / "run")
-    assert "run.py --mode=choose --workdir=" in write_report(tmp_path / "run").read_text()
+    assert "jras choose --workdir=" in write_report(tmp_path / "run").read_text()
 
 
 def row(patient, dice):

@@ -1,5 +1,6 @@
 """A job of two hosts under launch/slurm.sh loses its first host: the other says so, the job starts again and ends."""
 
+import contextlib
 import csv
 import os
 import pathlib
@@ -43,12 +44,19 @@ def job(tiny, tmp_path):
     changes |= {"retrieval__enabled": False, "train__log_every": 10}  # compiled sooner
     arguments = [*tiny.arguments(mesh__data=-1, **changes), "--no_report"]
 
+    started = []
+
     def start():
         (tmp_path / "hosts").unlink(missing_ok=True)
         command = ["bash", ROOT / "launch" / "slurm.sh", "configs/demo.py", tmp_path / "run", *arguments]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment | {"PORT": str(free_port())})
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment | {"PORT": str(free_port())}))
+        return started[-1]
 
-    return start
+    yield start
+    if any(process.poll() is None for process in started):  # the test failed: no host stays behind
+        for host in (tmp_path / "hosts").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(host), signal.SIGKILL)
 
 
 def until(condition, process, output):
