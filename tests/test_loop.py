@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, and that stopping and going on changes no bit of them."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jras_jax.commands import cli
 from jras_jax.data.batches import Batches
 from jras_jax.errors import Stopped, UserError
+from jras_jax.run_folder import manifests
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import joint_run
@@ -185,6 +188,33 @@ def test_a_start_that_fails_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
             tiny.train(workdir)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("failing", [2, 4])
+def test_a_full_disk_keeps_the_run_alive_or_ends_it_with_everything_before_intact(
+    tiny, trained_run, tmp_path, monkeypatch, capsys, caplog, failing
+):
+    """At step 2 there is a next time, at step 4, the last one, there is none."""
+    plain, workdir = manifests.sign, tmp_path / "run"
+
+    def full(folder, manifest):
+        if folder.name == f"{failing}.saving":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(folder, manifest)
+
+    words = ["train", "--config=configs/demo.py", f"--workdir={workdir}", "--no_report", *tiny.arguments()]
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "sign", full)
+        assert cli.main(words) == (0 if failing == 2 else 2)
+    said = capsys.readouterr().err
+    assert len([m for m in caplog.messages if f"the checkpoint of step {failing} could not be saved" in m]) == 1
+    assert "Traceback" not in said
+    assert checkpoint_steps(workdir) == ([4] if failing == 2 else [2])
+    if failing == 4:
+        last = said.splitlines()[-1]
+        assert last.startswith("error: ") and "step 2 is intact. Free some space" in last
+        assert cli.main(words) == 0
+    same_bits(arrays_of(workdir, 4), arrays_of(trained_run, 4))
 
 
 def test_what_is_logged_does_not_depend_on_being_stopped(tiny, tmp_path, stop_after, monkeypatch):
