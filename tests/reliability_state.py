@@ -95,3 +95,9 @@ def advice(lab):
 def hosts(lab):
     hold("test_restart.py")
     return "the other ends with a message; the restarted job resumes and ends"
+
+
+@row("long runs", "2,000 steps with 20 validations and saves")
+def long_run(lab):
+    hold("test_long_run.py")
+    return "neither memory nor the number of live arrays and threads grows"
