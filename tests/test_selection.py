@@ -1,5 +1,7 @@
 """Selection strategies: weights on the simplex, no forbidden row, no order of rows that matters, exact gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,3 +201,13 @@ def test_where_the_rule_leaves_fewer_rows_than_guides_the_rest_weigh_nothing(str
     np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
     if strategy != "random":
         assert weights[0].tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+
+def test_weights_of_gumbel_top_k_are_exactly_equal():
+    """Whatever the compiler makes of it: the softmax gives the gradient, and nothing of it is left in the value."""
+    for k in (2, 3, 5, 7):
+        rng = np.random.default_rng(k)
+        near, noise = (jnp.asarray(rng.normal(size=(500, k)), jnp.float32) for _ in range(2))
+        weigh = functools.partial(selection.weigh, strategy="gumbel_top_k", temperature=0.1)
+        weights = jax.jit(weigh)(near, noise, jnp.ones((500, k), bool))
+        assert (np.asarray(weights) == np.float32(1 / k)).all()

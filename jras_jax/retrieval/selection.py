@@ -139,7 +139,7 @@ def weigh(
         return sparsemax(logits)
     if strategy == "gumbel_top_k":
         soft = jax.nn.softmax(logits + jax.lax.stop_gradient(noise) / temperature)
-        return equal + soft - jax.lax.stop_gradient(soft)
+        return equal + (soft - jax.lax.stop_gradient(soft))  # in this order, so that the weights are exactly equal
     return jax.nn.softmax(logits)
 
 
