@@ -35,7 +35,7 @@ def hostile_run(folder):
     renamed = {f"patient{i:03d}": name for i, name in enumerate(NAMES)}
     rename = lambda text: renamed.get(text, text)  # noqa: E731
     for file in ("cases.csv", "positions.csv"):
-        path = folder / "evaluation" / file
+        path = folder / "evaluation" / "validation" / file
         with path.open(newline="", encoding="utf-8") as f:
             rows = list(csv.DictReader(f))
         for i, row in enumerate(rows):
@@ -47,7 +47,7 @@ def hostile_run(folder):
             writer = csv.DictWriter(f, rows[0])
             writer.writeheader()
             writer.writerows({k: v.replace("\0", "") for k, v in row.items()} for row in rows)
-    for path in list((folder / "evaluation" / "evidence").glob("*.npz")):
+    for path in list((folder / "evaluation" / "validation" / "evidence").glob("*.npz")):
         with np.load(path) as file:
             arrays = dict(file)
         arrays["guide_names"] = np.full(arrays["guide_names"].shape, NAMES[0])
@@ -60,9 +60,9 @@ def hostile_run(folder):
     facts = json.loads((folder / "run.json").read_text())
     facts |= {"command": NAMES[0], "device": NAMES[2], "warnings": list(NAMES), "versions": {NAMES[0]: NAMES[1]}}
     (folder / "run.json").write_text(json.dumps(facts))
-    summary = json.loads((folder / "evaluation" / "summary.json").read_text())
+    summary = json.loads((folder / "evaluation" / "validation" / "summary.json").read_text())
     summary |= {"split": NAMES[0], "protocol": NAMES[1], "warnings": list(NAMES)}
-    (folder / "evaluation" / "summary.json").write_text(json.dumps(summary))
+    (folder / "evaluation" / "validation" / "summary.json").write_text(json.dumps(summary))
     (folder / "splits.json").write_text(json.dumps({"train": list(NAMES), "validation": list(NAMES)}))
     return folder
 

@@ -38,7 +38,7 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
     def __init__(self) -> None:
         self.requested = False
         self.leave: Callable[[], None] | None = None
-        self._status = 0
+        self._status = self._handled = 0
         self._old: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
 
@@ -85,7 +85,9 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
         return Stopped(f"stopped by a signal at step {at}; the same command resumes from there", self._status)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.requested and number == signal.SIGINT:  # a second Ctrl-C means now
+        # Counted here: the watching thread may have noted this very signal before.
+        self._handled += 1
+        if self._handled > 1 and number == signal.SIGINT:  # a second Ctrl-C means now
             raise KeyboardInterrupt
         self._note(number)
 
