@@ -199,7 +199,7 @@ def _is_built_from(folder: pathlib.Path, fingerprint: dict[str, Any]) -> bool:
         return False
     try:
         return built == fingerprint and written == _checksums(folder, [folder / name for name in written])
-    except OSError:
+    except (OSError, files.FileError):
         return False
 
 
