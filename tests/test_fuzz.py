@@ -198,7 +198,7 @@ def test_a_damaged_file_gives_an_error_for_the_user_or_a_result(tmp_path, reader
     check()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 if sys.platform == "darwin" else 1024)
     assert grown < MEMORY_MB * (1 if sys.platform != "darwin" else 2**20)
-    assert min(outcomes.values()) > 0.1 * sum(outcomes.values()), outcomes  # it tries both what is fine and what is not
+    assert min(outcomes.values()) > 0.05 * sum(outcomes.values()), outcomes  # it tries what is fine and what is not
     capsys.readouterr()
 
 
