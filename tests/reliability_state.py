@@ -15,12 +15,6 @@ def hold(*tests):
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-2000:]
 
 
-@row("killed", "SIGKILL at twenty moments of one run, in the middle of saves too, resumed each time")
-def kills(lab):
-    hold("test_kills.py")
-    return "the bits of an uninterrupted run"
-
-
 @row("stopped", "SIGTERM while it compiles, trains, validates and saves, twice in a row too; Ctrl-C")
 def signals(lab):
     hold("test_stopping.py")
@@ -89,12 +83,6 @@ def evaluations(lab):
 def advice(lab):
     hold("test_advice.py")
     return "they exist, and those tried do what the message says"
-
-
-@row("a lost host", "the first of two hosts is killed while the job trains")
-def hosts(lab):
-    hold("test_restart.py")
-    return "the other ends with a message; the restarted job resumes and ends"
 
 
 @row("long runs", "2,000 steps with 20 validations and saves")
