@@ -9,8 +9,9 @@ from typing import Any
 from absl import logging
 
 from jras_jax.config import Dataset
-from jras_jax.data import Volume, prepared
+from jras_jax.data import STRUCTURES, Volume, prepared
 from jras_jax.data.fingerprint import PARTS, fingerprints
+from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
@@ -51,7 +52,11 @@ class RunData:
 
 def grid_of(dataset: Dataset) -> Grid:
     """The model grid of a config's dataset section."""
-    return Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+    grid = Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+    if dataset.frame == "whole":
+        return grid
+    rule = FrameRule((STRUCTURES["MYO"], STRUCTURES["LV"]), STRUCTURES["RV"], dataset.frame_radius)
+    return grid._replace(frame=rule, whole_size=dataset.whole_size)
 
 
 def load(

@@ -16,6 +16,7 @@ import numpy as np
 
 from jras_jax import files
 from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.data.grid import FrameMap
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.segmenter import Segmenter, VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
@@ -95,7 +96,7 @@ def segment_file(
     predictions = run.segment_volumes(frames(scan), gallery, segmenter)
     match = None
     if gallery is not None:
-        match = gallery.known.find(pairs.stem(task.scan), [p.images for p in predictions])
+        match = gallery.known.find(pairs.stem(task.scan), [p.wholes for p in predictions])
         _tell(run, task.scan, gallery, match, note)
     values = np.array(LABEL_CONVENTIONS[run.config.dataset.convention], np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
@@ -191,8 +192,25 @@ def _evidence(
             agreement = prediction.slices.agreement
             for entry, guides, agreed in zip(slices, gallery.guides(prediction), agreement, strict=True):
                 entry |= {"guides": guides, "guide_agreement": round(float(agreed), 6)}
-        out["frames"].append({"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices})
+        entry = {"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices}
+        if prediction.located is not None:
+            entry["heart"] = _heart(prediction, scan.spacing_known and not run.grid.ignore_spacing)
+        out["frames"].append(entry)
     return out
+
+
+def _heart(prediction: VolumePrediction, in_mm: bool) -> dict[str, Any] | None:
+    """The frame of the heart that the crop was cut by; null if none was found and whole slices were segmented."""
+    assert prediction.located is not None
+    frame, mapping = prediction.located.frame, prediction.mapping
+    if frame is None or not isinstance(mapping, FrameMap):
+        return None
+    return {
+        "centre_voxel": [round(x, 2) for x in mapping.voxel(*map(float, mapping.placement.centre))],
+        "radius": round(frame.radius, 3),
+        "radius_unit": "mm" if in_mm else "voxel",
+        "angle_degrees": round(float(np.degrees(frame.angle)), 2),
+    }
 
 
 def _without_masks(

@@ -21,7 +21,7 @@ from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
 from jras_jax.data import STRUCTURES, Volume, axes, finder, pairs
-from jras_jax.data.grid import Grid, volume_slices
+from jras_jax.data.grid import Grid
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
@@ -112,6 +112,7 @@ class TrainedRun:
             device_mesh=self.device_mesh,
             tta=config.eval.tta if tta is None else tta,
             seed=config.seed,
+            rounds=config.eval.frame_rounds,
         )
         return segmenter.using(self.variables, gallery)
 
@@ -262,11 +263,11 @@ class TrainedRun:
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
-        slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
+        slices = [segmenter.placed(v, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
         patient = -1
         rows: list[np.ndarray | None] = [None] * len(volumes)
         if gallery is not None:
-            match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
+            match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
             patient, rows = match.first, list(match.rows)
             if self.config.retrieval.exclude == "patient":
                 gallery.known.check(match, self.config.retrieval.top_k)
