@@ -52,6 +52,7 @@ class GridMap:
       image_size: S.
       slice_axis: the axis of the volume as stored that runs through the slices; 2 unless the scan is stored otherwise.
         Below, X, Y and Z are its axes with the slices last.
+      num_classes: of the volume's labels, the background among them.
     """
 
     shape: tuple[int, int, int]
@@ -61,6 +62,7 @@ class GridMap:
     scale: tuple[float, float]
     image_size: int
     slice_axis: int = 2
+    num_classes: int = NUM_CLASSES
 
     def oriented(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z, ...) as stored -> (rows, columns, Z, ...)."""
@@ -104,7 +106,7 @@ class GridMap:
 
     def labels_to_model(self, mask: np.ndarray) -> np.ndarray:
         """(X, Y, Z) labels -> (Z, S, S) uint8: the class with the largest share of the pixel."""
-        shares = self.to_model(_onehot(mask)[..., 1:])
+        shares = self.to_model(_onehot(mask, self.num_classes)[..., 1:])
         background = 1.0 - shares.sum(-1, keepdims=True)
         return np.argmax(np.concatenate([background, shares], -1), -1).astype(np.uint8)
 
@@ -177,7 +179,7 @@ def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
     else:
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
         scale = (factor, factor)
-    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis)
+    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis, volume.description.num_classes)
 
 
 def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:
@@ -304,7 +306,7 @@ def true_frame(volume: Volume, grid: Grid, slice_axis: int = 2) -> Frame | None:
 def native_frame(volume: Volume, grid: Grid, mapping: GridMap, *, labels: np.ndarray) -> Frame | None:
     """The frame that labels (X, Y, Z), as stored, make; None if there is none."""
     assert grid.frame is not None
-    shares = np.moveaxis(mapping.oriented(_onehot(labels)), 2, 0)
+    shares = np.moveaxis(mapping.oriented(_onehot(labels, mapping.num_classes)), 2, 0)
     return frame_of(shares, pixel_sizes(volume, grid, mapping), grid.frame)
 
 
@@ -320,6 +322,6 @@ def located_frame(volume: Volume, grid: Grid, whole: GridMap, probabilities: np.
     return frame._replace(row=frame.row + float(row), column=frame.column + float(column))
 
 
-def _onehot(labels: np.ndarray) -> np.ndarray:
+def _onehot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Labels (...) -> (..., C) float32."""
-    return (labels[..., None] == np.arange(NUM_CLASSES)).astype(np.float32)
+    return (labels[..., None] == np.arange(num_classes)).astype(np.float32)

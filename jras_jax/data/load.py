@@ -9,7 +9,8 @@ from typing import Any
 from absl import logging
 
 from jras_jax.config import Dataset
-from jras_jax.data import STRUCTURES, Volume, prepared
+from jras_jax.data import DatasetDescription, Volume, prepared
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
@@ -26,6 +27,7 @@ class RunData:
       splits: as of `make_splits`.
       grid: the model grid.
       scans: the folder that the volumes' `source` is relative to.
+      description: of the data set.
       fingerprint: {part: 32 hexadecimal digits} of what the volumes of 'train', 'validation' and 'test' hold.
       added: test patients that the data set has, but had not when the run was started; they are tested too.
     """
@@ -34,6 +36,7 @@ class RunData:
     splits: dict[str, Any]
     grid: Grid
     scans: str
+    description: DatasetDescription = CARDIAC
     fingerprint: dict[str, str] = dataclasses.field(default_factory=dict)
     added: tuple[str, ...] = ()
 
@@ -50,12 +53,22 @@ class RunData:
         return volumes
 
 
-def grid_of(dataset: Dataset) -> Grid:
-    """The model grid of a config's dataset section."""
+def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
+    """The model grid of a config's dataset section.
+
+    Raises:
+      UserError: the frame of the heart is wanted of a data set that names no structures for it.
+    """
     grid = Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
     if dataset.frame == "whole":
         return grid
-    rule = FrameRule((STRUCTURES["MYO"], STRUCTURES["LV"]), STRUCTURES["RV"], dataset.frame_radius)
+    if not description.frame_structures:
+        raise UserError(
+            f"config.dataset.frame='heart': the data set {description.name} names no structures that make the frame; "
+            "use --config.dataset.frame=whole"
+        )
+    direction = description.structures.get(description.frame_direction or "")
+    rule = FrameRule(description.labels_of(description.frame_structures), direction, dataset.frame_radius)
     return grid._replace(frame=rule, whole_size=dataset.whole_size)
 
 
@@ -73,7 +86,8 @@ def load(
     Raises:
       UserError: no training patients, damaged records, or splits that name patients who are no longer there.
     """
-    volumes = {split: prepared.load_volumes(folder, split) for split in prepared.splits(folder)}
+    description = prepared.describe(folder, dataset.name)
+    volumes = {split: prepared.load_volumes(folder, split, description) for split in prepared.splits(folder)}
     if "train" not in volumes:
         raise UserError(f"{scans}: there are no training patients, so there is nothing to train on")
     added: list[str] = []
@@ -98,4 +112,4 @@ def load(
     fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
     if added:
         splits = splits | {"test": sorted([*splits["test"], *added])}
-    return RunData(volumes, splits, grid_of(dataset), scans, fingerprint, tuple(added))
+    return RunData(volumes, splits, grid_of(dataset, description), scans, description, fingerprint, tuple(added))
