@@ -10,11 +10,10 @@ Axes: Z slices, H W rows and columns of the scan in the radiological view (see `
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
-import scipy.sparse
 
 # Slices count whose section of the body is at least this share of the largest: near the apex centre and size wander.
 LARGE = 0.5
@@ -22,6 +21,7 @@ LARGE = 0.5
 SHIFT = 0.55
 # A frame without this many pixels of the body is none.
 LEAST = 4.0
+Points = Callable[[np.ndarray], np.ndarray]
 
 
 class FrameRule(NamedTuple):
@@ -66,6 +66,8 @@ def frame_of(shares: np.ndarray, sizes: tuple[float, float], rule: FrameRule) ->
     Returns:
       The frame, None if the body is not there.
     """
+    import scipy.ndimage  # a tenth of a second, which whole slices need not wait for
+
     foreground = scipy.ndimage.label(shares.argmax(-1) > 0, np.ones((3, 3, 3)))[0]
     if not foreground.any():
         return None
@@ -128,8 +130,16 @@ def placement(frame: Frame, sizes: tuple[float, float], image_size: int, rule: F
     return Placement(matrix, np.array([frame.row, frame.column]) / sizes, (image_size - 1) / 2)
 
 
-def sampling(out: tuple[int, int], source: tuple[int, int], points: Any, step: float) -> scipy.sparse.csr_array:
-    """The linear map that samples an image (source) at one place for each pixel of another (out).
+class Taps(NamedTuple):
+    """A linear map from one image to another: pixel i of the result is the sum over t of weights[t, i] times pixel
+    indices[t, i] of the source. indices: (T, n) int32 into the flat source. weights: (T, n) float32."""
+
+    indices: np.ndarray
+    weights: np.ndarray
+
+
+def sampling(out: tuple[int, int], source: tuple[int, int], points: Points, step: float) -> Taps:
+    """The map that samples an image (source) at one place for each pixel of another (out).
 
     Each pixel is the mean of bilinear samples spread over its own area, so that a coarse grid does not alias.
 
@@ -139,36 +149,35 @@ def sampling(out: tuple[int, int], source: tuple[int, int], points: Any, step: f
       step: pixels of `source` from one pixel of `out` to the next, along the axis where it is larger.
 
     Returns:
-      (out pixels, source pixels) float32; a sample outside the source has no weight.
+      The map for n = out[0] * out[1] pixels; a sample outside the source has no weight.
     """
-    side = max(1, round(step))
+    side, last = max(1, round(step)), np.array(source) - 1
     offsets = (np.arange(side) + 0.5) / side - 0.5
-    rows, columns = (x.ravel() for x in np.meshgrid(np.arange(out[0]), np.arange(out[1]), indexing="ij"))
-    numbers = np.arange(len(rows))
-    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    grid = np.stack(np.meshgrid(np.arange(out[0]), np.arange(out[1]), indexing="ij"), -1).reshape(-1, 2)
+    indices, weights = [], []
     for down in offsets:
         for right in offsets:
-            at = points(np.stack([rows + down, columns + right], -1))
-            inside = ((at >= -0.5) & (at <= np.array(source) - 0.5)).all(-1)
-            at = np.clip(at[inside], 0, np.array(source) - 1)
-            low = np.minimum(at.astype(np.int64), np.maximum(np.array(source) - 2, 0))
+            at = points(grid + (down, right))
+            inside = ((at >= -0.5) & (at <= last + 0.5)).all(-1) / side**2
+            at = np.clip(at, 0, last)
+            low = np.minimum(at.astype(np.int32), np.maximum(last - 1, 0))
             part = at - low
-            for i in (0, 1):
-                for j in (0, 1):
-                    weight = (part[:, 0] if i else 1 - part[:, 0]) * (part[:, 1] if j else 1 - part[:, 1])
-                    place = np.minimum(low + (i, j), np.array(source) - 1)
-                    entries.append((numbers[inside], place[:, 0] * source[1] + place[:, 1], weight / side**2))
-    to, at_pixel, weights = (np.concatenate(x) for x in zip(*entries, strict=True))
-    shape = (out[0] * out[1], source[0] * source[1])
-    return scipy.sparse.csr_array((weights.astype(np.float32), (to, at_pixel)), shape=shape)
+            high = np.minimum(low + 1, last)
+            for row, weight in ((low[:, 0], 1 - part[:, 0]), (high[:, 0], part[:, 0])):
+                for column, share in ((low[:, 1], 1 - part[:, 1]), (high[:, 1], part[:, 1])):
+                    indices.append(row * source[1] + column)
+                    weights.append(inside * weight * share)
+    return Taps(np.array(indices, np.int32), np.array(weights, np.float32))
 
 
-def sampled(matrix: scipy.sparse.csr_array, images: np.ndarray, out: tuple[int, int]) -> np.ndarray:
+def sampled(taps: Taps, images: np.ndarray, out: tuple[int, int]) -> np.ndarray:
     """Applies a map of `sampling` to (Z, H, W) or (Z, H, W, C) -> (Z, *out[, C]) float32."""
     z, h, w, *channels = images.shape
-    flat = np.moveaxis(images.reshape(z, h * w, -1), 1, 0).reshape(h * w, -1).astype(np.float32)
-    result = (matrix @ flat).reshape(*out, z, -1)
-    return np.ascontiguousarray(np.moveaxis(result, 2, 0)).reshape(z, *out, *channels)
+    flat = np.ascontiguousarray(np.moveaxis(images.reshape(z, h * w, -1), 1, 0).reshape(h * w, -1), np.float32)
+    result = np.zeros((out[0] * out[1], flat.shape[1]), np.float32)
+    for index, weight in zip(taps.indices, taps.weights, strict=True):
+        result += weight[:, None] * flat[index]
+    return np.ascontiguousarray(np.moveaxis(result.reshape(*out, z, -1), 2, 0)).reshape(z, *out, *channels)
 
 
 @dataclasses.dataclass(frozen=True)

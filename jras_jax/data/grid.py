@@ -13,10 +13,9 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 
 from jras_jax.data import NUM_CLASSES, Volume, axes
-from jras_jax.data.frame import Frame, FrameRule, Located, Placement, frame_of, placement, sampled, sampling
+from jras_jax.data.frame import Frame, FrameRule, Located, Placement, Taps, frame_of, placement, sampled, sampling
 
 
 class Grid(NamedTuple):
@@ -161,7 +160,7 @@ class FrameMap(GridMap):
         native = sampled(way, probabilities[..., 1:], self._sizes())
         return np.concatenate([1.0 - native.sum(-1, keepdims=True), native], -1)
 
-    def _way(self, out: tuple[int, int], source: tuple[int, int], place: Placement) -> scipy.sparse.csr_array:
+    def _way(self, out: tuple[int, int], source: tuple[int, int], place: Placement) -> Taps:
         shift = self.placement.centre if place is not self.placement else np.full(2, place.middle)
         points = lambda at: (at - shift) @ place.matrix.T + place.centre  # noqa: E731
         return sampling(out, source, points, float(np.linalg.norm(place.matrix, axis=0).max()))
