@@ -114,16 +114,16 @@ class Checkpoints:
 
         path = self._path(step) / "state"
         with _reading(path), ocp.StandardCheckpointer() as reader:
-            _same_shapes(ocp.StandardCheckpointHandler().metadata(path).tree, target, self._path(step))
+            check_same_arrays(ocp.StandardCheckpointHandler().metadata(path).tree, target, self._path(step))
             return reader.restore(path, target)
 
     def restore_part(self, step: int, target: Any) -> Any:
-        """Like `restore` for a target that names only some of the saved entries (evaluation needs no optimiser)."""
+        """Like `restore` for some of the saved arrays (evaluation needs no optimiser), see `stored_arrays.read`."""
         self.verify(step)
         return stored_arrays.read(self._path(step) / "state", target)
 
     def restore_best(self, target: Any) -> tuple[int, Any]:
-        """The best step and the part of its arrays that `target` names.
+        """The best step and the part of its arrays that `target` names, see `stored_arrays.read`.
 
         A run that trains meanwhile may remove a step that is no longer the best; the next one is then read.
 
@@ -367,7 +367,7 @@ def _told_in_our_words(record: Any) -> bool:
     return not (record.pathname.endswith("async_checkpointer.py") and record.exc_info)
 
 
-def _same_shapes(saved: Any, target: Any, where: pathlib.Path) -> None:
+def check_same_arrays(saved: Any, target: Any, where: pathlib.Path) -> None:
     """Raises where the saved arrays are not those of the target; a wrong dtype would be cast in silence."""
     describe = lambda tree: {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}  # noqa: E731
     have, want = describe(saved), describe(target)
