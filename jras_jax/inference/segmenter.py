@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jras_jax import mesh
-from jras_jax.data import NUM_CLASSES, Volume
+from jras_jax.data import Volume
 from jras_jax.data.dice import dice
 from jras_jax.data.grid import Grid, GridMap, VolumeSlices, volume_slices
 from jras_jax.errors import UserError
@@ -100,6 +100,7 @@ class Segmenter:
 
     Attributes:
       program: the forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      angles: of the rotations that are averaged, in degrees; () without test-time augmentation.
       draws: whether guides are drawn, so that slices of several volumes must not share a batch.
       reads_truth: whether guides are chosen by the true masks.
     """
@@ -126,8 +127,8 @@ class Segmenter:
         # A strategy that draws to explore in training takes the best here; 'random' is the control, which draws.
         self.draws = selection is not None and selection.strategy == "random"
         self.reads_truth = selection is not None and selection.strategy == "oracle"
-        angles = self.ROTATIONS if tta else ()
-        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
+        self.angles = self.ROTATIONS if tta else ()
+        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
         self.program: Any = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
@@ -238,7 +239,8 @@ def _forward(
 ) -> tuple[jax.Array, ...]:
     from jras_jax import joint  # and with it Flax, which a kept program does without
 
-    apply: Any = model().apply
+    built = model()
+    apply: Any = built.apply
     plain = images.astype(jnp.float32) / 255.0
     guides, b = None, images.shape[0]
     indices, weights = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0))
@@ -246,8 +248,10 @@ def _forward(
     if gallery is not None and selection is not None:
         embeddings = apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
-        scores = None if truth is None else measures.overlap(truth, gallery.masks)
-        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
+        scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=built.num_classes)
+        guides = joint.retrieve(
+            embeddings, gallery, queries, selection, built.num_classes, scores=scores, key=key, mesh=mesh
+        )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
 

@@ -20,7 +20,8 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import mesh
 from jras_jax.config import Config
-from jras_jax.data import STRUCTURES, Volume, axes, finder, pairs
+from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
@@ -74,6 +75,7 @@ class TrainedRun:
       folder: its files.
       variables: as of the best checkpoint (its running mean of the parameters if it kept one).
       step: the checkpoint's step.
+      description: of the data set that it was trained on.
       device_mesh: the mesh that holds the variables.
     """
 
@@ -82,13 +84,19 @@ class TrainedRun:
     variables: joint.Variables
     step: int
     device_mesh: jax.sharding.Mesh
+    description: DatasetDescription = CARDIAC
 
     @functools.cached_property
     def model(self) -> joint.JointModel:
         """The model that the settings describe; made when it is first needed."""
         from jras_jax import joint
 
-        return joint.build_model(self.config)
+        return joint.build_model(self.config, self.description)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What the model depends on."""
+        return {"config": dataclasses.asdict(self.config), "description": dataclasses.asdict(self.description)}
 
     def check_model(self) -> None:
         """Compares the variables with the model's, unless an earlier start has compared the same ones.
@@ -96,7 +104,7 @@ class TrainedRun:
         Raises:
           CheckpointError: names or shapes are not the model's.
         """
-        name = programs.name_of({"config": dataclasses.asdict(self.config)}, self.variables)
+        name = programs.name_of(self._facts, self.variables)
         if programs.is_known(name):
             return
         from jras_jax import joint
@@ -143,7 +151,7 @@ class TrainedRun:
         )
         in_host_memory = gallery is not None and isinstance(gallery.images, HostRows)
         if self.device_mesh.size == 1 and not (segmenter.draws or in_host_memory):
-            facts = {"config": dataclasses.asdict(config), "tta": tta, "retrieves": selection is not None}
+            facts = {"tta": segmenter.angles, "retrieves": selection is not None} | self._facts
             segmenter.program = programs.Kept(segmenter.program, facts)
         return segmenter.using(self.variables, gallery)
 
@@ -221,17 +229,13 @@ class TrainedRun:
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
-        table = self.table_of(pairs.read_pairs(source, self.label_values(labels)))
+        table = self.table_of(pairs.read_pairs(source, self.label_values(labels), self.description))
         line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
 
     def label_values(self, labels: str | None) -> dict[str, int]:
         """'LV:1,MYO:2,RV:3' -> {'LV': 1, ...}; None: the values of the run's data set."""
-        return (
-            pairs.parse_labels(labels, STRUCTURES)
-            if labels
-            else pairs.convention_labels(self.config.dataset.convention)
-        )
+        return pairs.parse_labels(labels, self.description.structures) if labels else self.description.structure_values
 
     def _own_gallery(self) -> RunGallery:
         own = self.folder.gallery
@@ -278,7 +282,7 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient or "scan")
+        volume = Volume(image, None, affine, sizes, known, patient or "scan", description=self.description)
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -377,6 +381,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     best, arrays = Checkpoints(folder).restore_best(wanted)
     restored = arrays.get("state", {})
     variables = {"params": restored.get(kept, {}), **restored.get("extra", {})}
-    run = TrainedRun(config, folder, variables, best, device_mesh)
+    description = folder.read_description(config.dataset.name)
+    run = TrainedRun(config, folder, variables, best, device_mesh, description)
     run.check_model()
     return run
