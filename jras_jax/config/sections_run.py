@@ -146,8 +146,9 @@ class Eval:
     )
     tta: bool = setting(False, "test-time augmentation: mean over rotations by -10, 0 and 10 degrees", change="free")
     frame_rounds: int = setting(
-        1,
-        "passes over a volume in the frame of the heart; the second takes its frame from the mask of the first",
+        2,
+        "passes at most over a volume in the frame of the heart; the second takes its frame from the first's mask, where "
+        "that is far from the locator's (docs/STUDY.md)",
         at_least=1,
         at_most=5,
         change="free",

@@ -111,11 +111,28 @@ class _Scan:
         self.missing = sum(map(len, images))
         self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * classes)
         self._parts: list[list[SlicePredictions]] = [[] for _ in images]
+        self._rounds = 0
 
     def take(self, frame: int, part: SlicePredictions) -> None:
         """Takes the predictions of the next slices of a frame."""
         self._parts[frame].append(part)
         self.missing -= len(part.probabilities)
+
+    def again(self, segmenter: Segmenter) -> list[int]:
+        """Takes better frames of the heart where there are any; the frames of the scan to be segmented again."""
+        self._rounds += 1
+        if self._rounds >= segmenter.rounds:
+            return []
+        ready, predicted, numbers = self.opened.ready, self.predictions(), []
+        slices = list(ready.slices)
+        for number, (volume, part) in enumerate(zip(ready.volumes, predicted, strict=True)):
+            if (better := segmenter.refined(volume, slices[number], part)) is not None:
+                slices[number] = better
+                self._parts[number] = []
+                self.missing += len(better.images)
+                numbers.append(number)
+        self.opened = self.opened._replace(ready=ready._replace(slices=slices))
+        return numbers
 
     def predictions(self) -> list[SlicePredictions]:
         """For each frame."""
@@ -169,10 +186,11 @@ class _Work:
 
     def flush(self) -> None:
         """Gives the network all that waits."""
-        while self._waiting:
-            self._start()
-        while self._on_device:
-            self._fetch()
+        while self._waiting or self._on_device:
+            if self._waiting:
+                self._start()
+            else:
+                self._fetch()
 
     def _start(self) -> None:
         """Starts the next batch, and fetches an earlier one if there are too many."""
@@ -198,15 +216,26 @@ class _Work:
             own = slice(first, first := first + len(part.images))
             part.scan.take(part.frame, SlicePredictions(*(x[own] for x in predicted)))
             if not part.scan.missing:
-                self._write(part.scan)
+                self._settle(part.scan)
+
+    def _settle(self, scan: _Scan) -> None:
+        """Writes a scan, or lets frames wait again that have a better frame of the heart."""
+        again = scan.again(self._segmenter)
+        ready = scan.opened.ready
+        for frame in again:
+            self._waiting.append(_Slices(scan, frame, 0, ready.slices[frame].images, ready.rows[frame]))
+        if not again:
+            self._write(scan)
 
     def _alone(self, scan: _Scan) -> None:
         """Segments a scan in batches of its own: it has a gallery of its own, or what is drawn depends on the batch."""
         ready = scan.opened.ready
         segmenter = ready.segmenter(self._segmenter)
         try:
-            for frame, (slices, rows) in enumerate(zip(ready.slices, ready.rows, strict=True)):
-                scan.take(frame, segmenter.slices(slices.images, ready.patient, rows))
+            ready, predicted = ready.segmented(segmenter)
+            scan.opened = scan.opened._replace(ready=ready)
+            for frame, part in enumerate(predicted):
+                scan.take(frame, part)
         except UserError as e:
             self.ends.put(scan.number, e)
         else:

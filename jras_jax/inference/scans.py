@@ -94,12 +94,8 @@ def segment_file(
     opened = open_scan(run, task, gallery, segmenter)
     for remark in opened.remarks:
         note(remark)
-    segmenter = opened.ready.segmenter(segmenter)
-    predicted = [
-        segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
-        for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
-    ]
-    return write_results(run, opened, predicted, gallery)
+    ready, predicted = opened.ready.segmented(opened.ready.segmenter(segmenter))
+    return write_results(run, opened._replace(ready=ready), predicted, gallery)
 
 
 class OpenedScan(NamedTuple):

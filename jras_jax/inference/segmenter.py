@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jras_jax import mesh
 from jras_jax.data import Volume
 from jras_jax.data.dice import dice
-from jras_jax.data.frame import Located
+from jras_jax.data.frame import Located, far
 from jras_jax.data.grid import (
     Grid,
     GridMap,
@@ -113,13 +113,14 @@ class Segmenter:
       device_mesh: where it runs.
       tta: average over small rotations.
       seed: for strategies that draw.
-      rounds: passes over a volume in the frame of the heart; each after the first takes its frame from the mask of the
-        one before.
+      rounds: passes at most over a volume in the frame of the heart; each after the first takes its frame from the mask
+        of the one before, if that is far from its own.
 
     Attributes:
       program: the forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
       locate: the locator's, `locate(variables, images)`.
       angles: of the rotations that are averaged, in degrees; () without test-time augmentation.
+      rounds: as given.
       draws: whether guides are drawn, so that slices of several volumes must not share a batch.
       reads_truth: whether guides are chosen by the true masks.
     """
@@ -138,7 +139,7 @@ class Segmenter:
         seed: int = 0,
         rounds: int = 1,
     ):
-        self._rounds = rounds
+        self.rounds = rounds
         self.grid, self.mesh = grid, device_mesh
         self.variables: joint.Variables | None = None
         self.gallery: Gallery | None = None
@@ -242,17 +243,30 @@ class Segmenter:
 
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
-        placed = slices or self.placed(volume)
-        predicted = self.slices(placed.images, patient, rows, placed.masks)
-        for _ in range(self._rounds - 1 if self.grid.frame is not None else 0):
-            labels = placed.mapping.to_native(predicted.probabilities)
-            frame = native_frame(volume, self.grid, placed.mapping, labels=labels)
-            if frame is None:
+        return on_scan(*self.settled(volume, slices or self.placed(volume), patient, rows), patient)
+
+    def settled(
+        self, volume: Volume, slices: VolumeSlices, patient: int, rows: np.ndarray | None
+    ) -> tuple[VolumeSlices, SlicePredictions]:
+        """Segments the slices of a volume, again in a better frame if there is one; see `refined`."""
+        predicted = self.slices(slices.images, patient, rows, slices.masks)
+        for _ in range(self.rounds - 1):
+            better = self.refined(volume, slices, predicted)
+            if better is None:
                 break
-            whole = volume_slices(volume, self.grid.whole, placed.mapping.slice_axis)
-            placed = framed_slices(volume, self.grid, whole, frame)
-            predicted = self.slices(placed.images, patient, rows, placed.masks)
-        return on_scan(placed, predicted, patient)
+            slices, predicted = better, self.slices(better.images, patient, rows, better.masks)
+        return slices, predicted
+
+    def refined(self, volume: Volume, slices: VolumeSlices, predicted: SlicePredictions) -> VolumeSlices | None:
+        """The volume in the frame that its predicted mask makes; None if that is near the one it was segmented in."""
+        if slices.located is None or self.rounds < 2:
+            return None
+        labels, before = slices.mapping.to_native(predicted.probabilities), slices.located.frame
+        frame = native_frame(volume, self.grid, slices.mapping, labels=labels)
+        if frame is None or (before is not None and not far(before, frame)):
+            return None
+        whole = volume_slices(volume, self.grid.whole, slices.mapping.slice_axis)
+        return framed_slices(volume, self.grid, whole, frame)
 
 
 def on_scan(slices: VolumeSlices, predicted: SlicePredictions, patient: int) -> VolumePrediction:

@@ -302,11 +302,7 @@ class TrainedRun:
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
         ready = self.prepare(volumes, gallery, segmenter)
         segmenter = ready.segmenter(segmenter)
-        predicted = [
-            segmenter.slices(s.images, ready.patient, rows, s.masks)
-            for s, rows in zip(ready.slices, ready.rows, strict=True)
-        ]
-        return self.finish(ready, predicted)
+        return self.finish(*ready.segmented(segmenter))
 
     def prepare(self, volumes: list[Volume], gallery: RunGallery | None, segmenter: Segmenter) -> Prepared:
         """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
@@ -320,14 +316,14 @@ class TrainedRun:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
         slices = [segmenter.placed(v, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
         if gallery is None:
-            return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
+            return Prepared(volumes, slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
         match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
         merged = None
         if self.config.retrieval.exclude == "patient":
             gallery.known.check(match, self.config.retrieval.top_k)
             if len(match.patients) > 1:
                 merged = as_one_patient(gallery.arrays, [*match.patients])
-        return Prepared(slices, match, match.rows, merged)
+        return Prepared(volumes, slices, match, match.rows, merged)
 
     def finish(self, ready: Prepared, predicted: list[SlicePredictions]) -> list[VolumePrediction]:
         """The predictions of a scan's frames on its native grid, post-processed as config.eval.postprocess says."""
@@ -339,12 +335,14 @@ class Prepared(NamedTuple):
     """The frames of one scan, ready for the network.
 
     Attributes:
+      volumes: the frames.
       slices: of each frame, on the model grid.
       match: who the patient is; None without a gallery.
       rows: for each frame (Z,) int32, the gallery rows that are its slices, -1 if not there.
       gallery: in place of the run's, if the patient has several names there.
     """
 
+    volumes: list[Volume]
     slices: list[VolumeSlices]
     match: Match | None
     rows: list[np.ndarray]
@@ -354,6 +352,12 @@ class Prepared(NamedTuple):
     def patient(self) -> int:
         """The patient's number in the gallery; -1 if not there."""
         return self.match.first if self.match else -1
+
+    def segmented(self, segmenter: Segmenter) -> tuple[Prepared, list[SlicePredictions]]:
+        """The prediction of each frame, and this scan with the slices that it was made of."""
+        pairs = zip(self.volumes, self.slices, self.rows, strict=True)
+        done = [segmenter.settled(v, s, self.patient, rows) for v, s, rows in pairs]
+        return self._replace(slices=[slices for slices, _ in done]), [predicted for _, predicted in done]
 
     def segmenter(self, shared: Segmenter) -> Segmenter:
         """The segmenter for this scan: `shared`, with this scan's own gallery if it has one."""
