@@ -13,11 +13,11 @@ from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.evaluation import clinical, statistics
 from jras_jax.evaluation.compare import Comparison, match_rows
 from jras_jax.evaluation.compare import compare as compare_pairs
-from jras_jax.evaluation.metrics import POSITIONS
+from jras_jax.evaluation.metrics import DISTANCES, POSITIONS
 from jras_jax.report.files import case_name
 
 Rows = Sequence[Mapping[str, Any]]
-MEASURES = ("dice", "hd95", "assd")
+MEASURES = ("dice", *DISTANCES)
 Estimate = TypeVar("Estimate", statistics.Summary, Comparison)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax import files
+from jras_jax.data import STRUCTURES
 from jras_jax.errors import UserError
 from jras_jax.evaluation.metrics import DISTANCES, read_cases_csv
 from jras_jax.run_folder.layout import RunFolder
@@ -16,6 +17,24 @@ from jras_jax.run_folder.layout import RunFolder
 
 class ReportError(UserError):
     """A run folder lacks what the report needs, or a file in it cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Structures:
+    """What a run segments.
+
+    Attributes:
+      structures: name -> label.
+      colours: '#rrggbb' of each.
+      enclosure: (wall, inside, outside): `wall` surrounds `inside`; None if nothing of the kind holds.
+    """
+
+    structures: Mapping[str, int]
+    colours: Sequence[str]
+    enclosure: tuple[str, str, str] | None
+
+
+CARDIAC = Structures(STRUCTURES, ("#56b4e9", "#f0e442", "#ff8a3d"), ("MYO", "LV", "RV"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +71,11 @@ class ReportedRun:
     def name(self) -> str:
         """The config's name of the run, or the folder's."""
         return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def structures(self) -> Structures:
+        """What it segments."""
+        return CARDIAC
 
     @property
     def unit(self) -> str:

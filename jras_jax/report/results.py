@@ -9,7 +9,7 @@ from typing import Any
 from jras_jax.data import PHASES
 from jras_jax.evaluation import clinical, statistics
 from jras_jax.evaluation.compare import FAMILY, LEAST_PATIENTS_FOR_TEST, Comparison
-from jras_jax.report import analysis, charts
+from jras_jax.report import analysis, charts, responsive
 from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import (
     NOTHING,
@@ -27,7 +27,8 @@ from jras_jax.report.markup import (
     table,
 )
 
-TITLES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD", "hd": "HD", "jaccard": "Jaccard"}
+TITLES = {"dice": "Dice", "hd": "Hausdorff distance, 3-D", "hd95": "HD95", "assd": "ASSD", "jaccard": "Jaccard"}
+TILES = {"dice": "Mean foreground Dice", "hd95": "Mean HD95", "assd": "Mean ASSD"}
 BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower is better"}
 
 
@@ -56,8 +57,8 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
             absent("cases.csv is missing: no intervals, tests, breakdowns or plots can be given."),
         )
     own = {m: analysis.summarise(run.cases, m) for m in analysis.MEASURES}
-    tiles = [_tile(m, own[m], run.unit) for m in analysis.MEASURES]
-    parts: list[Any] = [element("div", *tiles, class_="tiles"), _counted(run)]
+    tiles = [_tile(m, own[m], run.unit) for m in TILES]
+    parts: list[Any] = [element("div", *tiles, class_="tiles"), _seeds(run), _counted(run)]
     if baseline is None:
         parts.append(absent("No evaluated baseline was given: whether retrieval helps cannot be read from this page."))
     elif not baseline.cases:
@@ -85,7 +86,7 @@ def _tile(measure: str, summary: statistics.Summary, unit: str) -> Html:
     spread = interval(summary.low, summary.high, digits)
     return element(
         "div",
-        element("h3", {"dice": "Mean foreground Dice", "hd95": "Mean HD95", "assd": "Mean ASSD"}[measure]),
+        element("h3", TILES[measure]),
         element("p", value),
         element("p", f"95% interval {spread}" if spread else "no interval", class_="spread"),
         element("p", BETTER[measure], class_="hint"),
@@ -93,12 +94,20 @@ def _tile(measure: str, summary: statistics.Summary, unit: str) -> Html:
     )
 
 
+def _seeds(run: ReportedRun) -> Html:
+    """That the page shows one training run, whose seed the intervals say nothing about."""
+    seed = run.config.get("seed", run.facts.get("seed"))
+    which = f"One seed ({seed})" if seed is not None else "One seed"
+    text = "a single training run. The intervals cover the choice of patients, not the chance of training."
+    return paragraph(element("strong", which), f": {text}")
+
+
 def _counted(run: ReportedRun) -> Html:
     """Over what the means go, and what is in no mean."""
     patients = len({r["patient"] for r in run.cases})
     found = {kind: sum(r.get("empty") == kind for r in run.cases) for kind in ("both", "reference", "prediction")}
     text = (
-        f"Means over {plural(len(run.cases), 'structure')} (RV, myocardium and LV of every case) of "
+        f"Means over {plural(len(run.cases), 'structure')} ({', '.join(run.structures.structures)} of every case) of "
         f"{plural(patients, 'patient')}, in three dimensions. "
         f"Intervals: bootstrap over patients, {statistics.RESAMPLES:,} draws."
     )
@@ -155,7 +164,7 @@ def _against(run: ReportedRun, baseline: ReportedRun, own: Mapping[str, statisti
         paragraph(element("strong", verdict(dice))),
         table(header, rows, caption=f"{run.name} against the baseline, {baseline.name}", note=note + "."),
         element("h3", "Patient by patient"),
-        charts.differences(per_patient, title="Dice, run − baseline"),
+        responsive.differences(per_patient, title="Dice, run − baseline"),
         paragraph(
             f"{better} of {plural(len(per_patient), 'patient')} score higher than with the baseline (circles), "
             f"{sum(v < 0 for _, v in per_patient)} lower (squares).",
@@ -169,7 +178,7 @@ def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
     both = {"This run": run.summary.get("paper_2d")}
     both |= {"Baseline": baseline.summary.get("paper_2d")} if baseline else {}
     rows = [
-        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 4), _mean_sd(p, "hd_2d_px", 4), p.get("n_no_distance"))
+        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 3), _mean_sd(p, "hd_2d_px", 2), p.get("n_no_distance"))
         for name, p in both.items()
         if p
     ]
