@@ -146,5 +146,9 @@ class Eval:
     )
     tta: bool = setting(False, "test-time augmentation: mean over rotations by -10, 0 and 10 degrees", change="free")
     evidence_cases: int = setting(
-        8, "number of cases kept for the report", at_least=0, at_most=MAX_PATIENTS, change="free"
+        9,
+        "number of cases kept for the report, evenly over the ranking by Dice; an odd number has the median case",
+        at_least=0,
+        at_most=MAX_PATIENTS,
+        change="free",
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from absl import logging
 
 from jras_jax import config as configs
 from jras_jax import files
-from jras_jax.data import Volume
+from jras_jax.data import NUM_CLASSES, Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
 from jras_jax.evaluation.evidence import EvidenceWriter
@@ -42,6 +43,7 @@ def evaluate(
     data: RunData,
     *,
     submission: str | pathlib.Path | None = None,
+    keep: Collection[str] | None = None,
     progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
 ) -> dict[str, Any]:
     """Evaluates a run on `config.eval.split` and writes the files of that evaluation, whole or not at all.
@@ -54,6 +56,7 @@ def evaluate(
       data: its data set, with the run's own splits.
       submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`; each
         patient's are written when they are complete.
+      keep: names of the cases to keep evidence of; None is `eval.evidence_cases` of them.
       progress: wraps the volumes to show how far the evaluation is.
 
     Returns:
@@ -71,20 +74,22 @@ def evaluate(
     table = gallery.table if gallery else None
     scores = _Scores()
     retrieved = evaluator.RetrievedMasks(table, controls=True) if table is not None else None
-    evidence = EvidenceWriter(config.eval.evidence_cases, table)
+    evidence = EvidenceWriter(config.eval.evidence_cases, table, keep)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
     masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
-    for volume, prediction in evaluator.predictions(
-        segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
-    ):
-        masks.add(volume, prediction.labels)
-        evidence.add(volume, prediction, scores.add(volume, prediction))
-        if retrieved is not None:
-            retrieved.add(prediction)
-    summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
-    if jax.process_index() == 0:
-        _write(run, scores, evidence, summary)
+    with contextlib.closing(evidence):
+        for volume, prediction in evaluator.predictions(
+            segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
+        ):
+            masks.add(volume, prediction.labels)
+            evidence.add(volume, prediction, scores.add(volume, prediction))
+            if retrieved is not None:
+                retrieved.add(prediction)
+        summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+        summary["evidence"] = evidence.names
+        if jax.process_index() == 0:
+            _write(run, scores, evidence, summary)
     return summary
 
 
@@ -160,6 +165,7 @@ class _Scores:
         self.cases: list[dict[str, Any]] = []
         self.positions: list[dict[str, Any]] = []
         self.paper: list[list[dict[str, Any]]] = []
+        self.confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
 
     def add(self, volume: Volume, prediction: VolumePrediction) -> float:
         """Scores a volume; returns its mean Dice."""
@@ -168,6 +174,7 @@ class _Scores:
         self.cases += rows
         self.positions += evaluator.position_rows(volume, prediction)
         self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels))
+        self.confusion += metrics.confusion(volume.mask, prediction.labels, NUM_CLASSES)
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
@@ -226,6 +233,7 @@ def _summary(
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
         "clinical": clinical.clinical_summary(scores.cases),
         "uncertainty": scores.uncertainty(),
+        "confusion": scores.confusion.tolist(),
         "checkpoint_step": run.step,
         "name": config.name,
         "fold": config.dataset.fold,
