@@ -116,6 +116,12 @@ def test_every_patient_is_named_on_the_axis_of_differences():
     assert wide.count("<g transform=") == 3 and narrow.count("<g transform=") == 1  # columns
 
 
+def test_patients_outside_the_limits_are_named_beside_their_points():
+    points = [charts.Point(float(i), y=float(i % 3), name=f"p{i:02d}") for i in range(9)] + [charts.Point(4, 9, "far")]
+    drawn = charts.bland_altman(points, bias=1.0, low=-1.0, high=3.0, title="t", unit="ml")
+    assert re.findall(r">([^<]+)</text>", drawn).count("far") == 1 and ">p01</text>" not in drawn
+
+
 def test_thinning_keeps_the_end_and_the_mean():
     points = [(float(i), float(i % 7)) for i in range(1000)]
     thinned = charts.thin(points, 100)

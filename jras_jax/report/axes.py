@@ -116,6 +116,11 @@ def text(x: float, y: float, content: Any, *, anchor: str | None = None, **attri
     return element("text", content, x=float(x), y=float(y), text_anchor=anchor, **attributes)
 
 
+def short(name: str, most: int = 16) -> str:
+    """A name that fits beside an axis or a point; its whole is in the hint."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def svg(width: float, height: float, label: str, *parts: Any, class_: str = "chart") -> Html:
     """A chart; `label` says in words what it shows, for those who do not see it."""
     size = {"width": float(width), "height": float(height), "viewBox": f"0 0 {width:g} {height:g}"}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jras_jax.report.axes import MARKERS, Frame, legend, limits, marker, svg, text
+from jras_jax.report.axes import MARKERS, Frame, legend, limits, marker, short, svg, text
 from jras_jax.report.markup import Html, element, join, number, plural
 
 SMALL = 304.0  # width: three side by side, and as it is in a narrow window
@@ -65,6 +65,7 @@ def bland_altman(
         )
         for p in shown
     ]
+    parts += [_named(frame, p) for p in shown if p.y < low or p.y > high]  # none if the limits are unknown
     label = (
         f"Bland-Altman plot of {title}: bias {number(bias, digits, signed=True)} {unit}, 95% limits of agreement "
         f"{number(low, digits, signed=True)} to {number(high, digits, signed=True)} {unit}, "
@@ -126,6 +127,13 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
     return [(float(b[:, 0].mean()), float(b[:, 1].mean())) for b in bins] + [points[-1]]
 
 
+def _named(frame: Frame, point: Point) -> Html:
+    """The name beside a point, on the side where there is room."""
+    right = frame.x(point.x) < (frame.left + frame.width - frame.right) / 2
+    place = {"anchor": None if right else "end", "class_": "tick"}
+    return text(frame.x(point.x) + (7 if right else -7), frame.y(point.y) + 4, short(point.name), **place)
+
+
 def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: Sequence[float] = ()) -> Html:
     """A cloud of named points, one shape a kind."""
     width, height = SMALL, 250.0
@@ -142,6 +150,7 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: S
         i = kinds.index(p.kind) % 4
         hint = f"{p.name}: {number(p.x)}, {number(p.y)}"
         parts.append(marker(MARKERS[i], x=frame.x(p.x), y=frame.y(p.y), size=3.6, hint=hint, class_=f"point series{i}"))
+    parts += [_named(frame, p) for p in sorted(shown, key=lambda p: p.y)[:2]]  # those to look at first
     label = f"Scatter plot of {y_title} against {x_title}, {plural(len(shown), 'point')}."
     key = None
     if len(kinds) > 1:

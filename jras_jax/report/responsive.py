@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jras_jax.report.axes import Frame, legend, limits, marker, svg, text
+from jras_jax.report.axes import Frame, legend, limits, marker, short, svg, text
 from jras_jax.report.markup import Html, element, number, plural
 
 WIDE, NARROW = 960.0, 340.0
@@ -187,7 +187,7 @@ def _difference_columns(
 ) -> Html:
     step, each = 17.0, math.ceil(len(rows) / columns) if rows else 0
     height, share = step * each + 48, width / columns
-    names = max((len(_short(name)) for name, _ in rows), default=0) * 6.6 + 8
+    names = max((len(short(name)) for name, _ in rows), default=0) * 6.6 + 8
     parts: list[Html] = []
     for c in range(columns):
         frame = Frame(share, height, bounds, (0, 1), left=names, right=14, top=4, bottom=40)
@@ -205,13 +205,8 @@ def _difference_rows(frame: Frame, rows: Sequence[tuple[str, float]], step: floa
         kind = "better" if value > 0 else "worse" if value < 0 else "control"
         hint = f"{name} {number(value, 3, signed=True)}"
         parts += [
-            text(frame.left - 8, y + 4, _short(name), anchor="end", class_="tick"),
+            text(frame.left - 8, y + 4, short(name), anchor="end", class_="tick"),
             element("line", x1=frame.x(0), x2=frame.x(value), y1=y, y2=y, class_=f"stem {kind}"),
             marker("square" if value < 0 else "circle", frame.x(value), y, 4.0, hint, class_=f"level {kind}"),
         ]
     return parts
-
-
-def _short(name: str, most: int = 16) -> str:
-    """A name that fits beside an axis; its whole is in the hint."""
-    return name if len(name) <= most else name[: most - 1] + "…"
