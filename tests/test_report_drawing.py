@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jras_jax.data.description import CARDIAC
 from jras_jax.report import axes, charts, evidence, images, markup, panels, responsive
-from jras_jax.report.files import CARDIAC
 
 
 def inside(path: str, size: int) -> np.ndarray:

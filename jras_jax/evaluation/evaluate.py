@@ -17,7 +17,7 @@ from absl import logging
 
 from jras_jax import config as configs
 from jras_jax import files
-from jras_jax.data import NUM_CLASSES, Volume
+from jras_jax.data import Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
 from jras_jax.evaluation.evidence import EvidenceWriter
@@ -72,8 +72,8 @@ def evaluate(
         export.check(volumes, submission, data.scans, config.dataset.convention)
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
-    scores = _Scores()
-    retrieved = evaluator.RetrievedMasks(table, controls=True) if table is not None else None
+    scores = _Scores(run.description.num_classes)
+    retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
     evidence = EvidenceWriter(config.eval.evidence_cases, table, keep)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
@@ -117,7 +117,8 @@ def _write(run: TrainedRun, scores: _Scores, evidence: EvidenceWriter, summary: 
         new = dataclasses.replace(place, path=folder)
         evidence.write(new.evidence)
         metrics.write_cases_csv(new.cases, scores.cases)
-        metrics.write_cases_csv(new.positions, scores.positions, POSITION_COLUMNS)
+        if scores.positions:
+            metrics.write_cases_csv(new.positions, scores.positions, POSITION_COLUMNS)
         files.write_json(new.summary, summary)
     # What the same evaluation left before and does not belong to these scores.
     stale = [file for file in place.evidence.glob("*.npz") if file.stem not in evidence.names]
@@ -161,11 +162,11 @@ class _Submission:
 class _Scores:
     """What the volumes scored, as it is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         self.cases: list[dict[str, Any]] = []
         self.positions: list[dict[str, Any]] = []
         self.paper: list[list[dict[str, Any]]] = []
-        self.confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+        self.confusion = np.zeros((classes, classes), np.int64)
 
     def add(self, volume: Volume, prediction: VolumePrediction) -> float:
         """Scores a volume; returns its mean Dice."""
@@ -173,8 +174,8 @@ class _Scores:
         rows = evaluator.case_rows(volume, prediction)
         self.cases += rows
         self.positions += evaluator.position_rows(volume, prediction)
-        self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels))
-        self.confusion += metrics.confusion(volume.mask, prediction.labels, NUM_CLASSES)
+        self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels, volume.description.structures))
+        self.confusion += metrics.confusion(volume.mask, prediction.labels, len(self.confusion))
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
@@ -224,6 +225,9 @@ def _summary(
         }
     return metrics.aggregate(scores.cases) | {
         "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
+        "dataset": run.description.name,
+        "structures": list(run.description.structures),
+        "phases": list(run.description.phases),
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
@@ -231,7 +235,7 @@ def _summary(
         "gallery": guided_by,
         "retrieval": retrieved.summary() if retrieved is not None else {},
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
-        "clinical": clinical.clinical_summary(scores.cases),
+        "clinical": clinical.clinical_summary(scores.cases) if run.description.indices else {},
         "uncertainty": scores.uncertainty(),
         "confusion": scores.confusion.tolist(),
         "checkpoint_step": run.step,

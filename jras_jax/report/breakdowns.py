@@ -17,8 +17,8 @@ def structures(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     """Scores per structure and phase: box plots and a table."""
     if not run.cases:
         return section("structures", "Structures", absent("Needs cases.csv."))
-    groups = analysis.group_rows(run.cases, "structure", "phase")
-    other = analysis.group_rows(baseline.cases, "structure", "phase") if baseline else {}
+    groups = analysis.group_rows(run.cases, "structure", "phase", order=run.order)
+    other = analysis.group_rows(baseline.cases, "structure", "phase", order=run.order) if baseline else {}
     labels = [" ".join(filter(None, g)) for g in groups]
     parts: list[Any] = []
     for measure in ("dice", "hd95"):
@@ -41,7 +41,7 @@ def structures(run: ReportedRun, baseline: ReportedRun | None) -> Section:
             header,
             rows,
             caption="Scores by structure and phase",
-            note="Mean ± SD over cases; 95% interval of the mean over patients. HD: 3-D Hausdorff distance.",
+            note="Mean ± SD over cases; 95% interval of the mean over patients. HD: Hausdorff distance.",
         )
     )
     parts += _confusion(run)
@@ -51,7 +51,7 @@ def structures(run: ReportedRun, baseline: ReportedRun | None) -> Section:
 def _confusion(run: ReportedRun) -> list[Html]:
     """Which structure is taken for which, where evaluation counted it."""
     counts = run.summary.get("confusion")
-    names = ["background", *run.structures.structures]
+    names = ["background", *run.description.structures]
     if not counts:
         return []
     rows = []
@@ -107,15 +107,15 @@ def _positions(run: ReportedRun, baseline: ReportedRun | None) -> list[Html]:
     """Dice in the basal, middle and apical third, where evaluation wrote it."""
     if not run.positions:
         return []
-    other = analysis.group_rows(baseline.positions, "position") if baseline else {}
+    other = analysis.group_rows(baseline.positions, "position", order=run.order) if baseline else {}
     rows = []
-    for (position,), own in analysis.group_rows(run.positions, "position").items():
+    for (position,), own in analysis.group_rows(run.positions, "position", order=run.order).items():
         cells: list[Any] = [_POSITIONS.get(position, position)]
-        for name in run.structures.structures:
+        for name in run.description.structures:
             found = analysis.summarise([r for r in own if r["structure"] == name], "dice")
             cells.append(with_interval(found.mean, low=found.low, high=found.high, digits=3))
         rows.append(cells + ([_difference(own, other.get((position,), []))] if baseline else []))
-    header = ["Slice position", *(f"Dice {name}" for name in run.structures.structures)]
+    header = ["Slice position", *(f"Dice {name}" for name in run.description.structures)]
     header += ["All, run − baseline"] if baseline else []
     note = "Thirds of the heart from base to apex by the reference; means with 95% intervals over patients."
     return [table(header, rows, caption="Dice by slice position", note=note)]

@@ -59,13 +59,13 @@ def section_of(
                 "the whole volume on the scan's own grid. ",
                 _more(run, len(shown), len(found)),
             ),
-            panels.key(run.structures),
+            panels.key(run.description),
         ]
         ranks = {c.name: i for i, c in enumerate(found)}
         for item in loaded:
             case = found[ranks[item.name]] if item.name in ranks else None
             heading = _heading(item, case=case, ranks=ranks, unit=run.unit)
-            parts.append(panels.panel(item, *heading, most, run.structures))
+            parts.append(panels.panel(item, *heading, most, run.description))
     else:
         parts.append(
             absent(
@@ -119,7 +119,7 @@ def _place(rank: int, total: int) -> str:
 
 
 def _all_cases(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[str, str]) -> Html:
-    structures = list(run.structures.structures)
+    structures = list(run.description.structures)
     header = ["Case", "Group", "Vendor", "Dice", *structures, f"HD95, {plural_unit(run.unit)}"]
     rows = []
     for c in found:

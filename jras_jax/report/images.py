@@ -10,7 +10,7 @@ import contourpy
 import numpy as np
 from PIL import Image
 
-from jras_jax.report.files import Structures
+from jras_jax.data.description import DatasetDescription
 
 # Error kinds of a pixel; 0 is none.
 MISSED, ADDED, CONFUSED = 1, 2, 3
@@ -78,18 +78,18 @@ def errors(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return kind
 
 
-def regions(labels: np.ndarray, structures: Structures) -> dict[int, np.ndarray]:
+def regions(labels: np.ndarray, described: DatasetDescription) -> dict[int, np.ndarray]:
     """Label -> what is outlined for it: the structure; of a wall also what it encloses, so its outer edge alone."""
-    found = {label: labels == label for label in structures.structures.values()}
-    if structures.enclosure:
-        wall, inside, _ = (structures.structures[name] for name in structures.enclosure)
+    found = {label: labels == label for label in described.structures.values()}
+    if described.enclosure:
+        wall, inside, _ = (described.structures[name] for name in described.enclosure)
         found[wall] = found[wall] | found[inside]
     return found
 
 
-def outline_name(name: str, structures: Structures) -> str:
+def outline_name(name: str, described: DatasetDescription) -> str:
     """What a structure's contour is called."""
-    if structures.enclosure and name == structures.enclosure[0]:
+    if described.enclosure and name == described.enclosure[0]:
         return f"{name}, its outer edge"
     return name
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from jras_jax import files
+from jras_jax.data.description import KNOWN
 from jras_jax.report import analysis, breakdowns, cases, markup, panels, process, results
 from jras_jax.report.files import ReportedRun, read
 from jras_jax.report.markup import Html, plural, render
@@ -80,7 +81,7 @@ def _sections(
         results.headline(run, baseline),
         breakdowns.structures(run, comparable),
         breakdowns.breakdowns(run, comparable),
-        results.clinical_section(run),
+        *([results.clinical_section(run)] if run.description.indices else []),
         process.uncertainty(run, found, shown),
         cases.section_of(run, baseline, found, shown),
         process.retriever(run),
@@ -96,7 +97,7 @@ def _write(
     """Writes the page, its links to the tables relative to its own folder; returns its path."""
     assets = resources.files(__package__).joinpath("assets")
     style, script = (assets.joinpath(name).read_text("utf-8") for name in ("style.css", "report.js"))
-    style += panels.colours(run.structures)
+    style += panels.colours(run.description)
     tables = [file for file in (place.cases, place.positions, place.summary) if file.is_file()]
     text = render(
         "page.html",
@@ -145,8 +146,9 @@ _PROPER |= {"transunet": "TransUNet", "sam": "SAM"}
 def _kind(run: ReportedRun) -> str:
     """'ACDC, U-Net, prototype fusion of 2 guides. '; what the config does not say is left out."""
     config = {name: run.config.get(name) or {} for name in ("dataset", "backbone", "retrieval", "fusion")}
-    names = [config[part].get("name") for part in ("dataset", "backbone")]
-    words = [_PROPER.get(name, name) for name in names if name]
+    words = [_PROPER.get(name, name) for name in [config["backbone"].get("name")] if name]
+    if name := config["dataset"].get("name"):
+        words.insert(0, _PROPER.get(name, name) if name in KNOWN else run.description.name)
     if config["retrieval"].get("enabled"):
         guides = config["retrieval"].get("top_k", 0)
         words.append(f"{config['fusion'].get('name', '').replace('_', '-')} fusion of {plural(guides, 'guide')}")

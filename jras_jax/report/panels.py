@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jras_jax.data.description import DatasetDescription
 from jras_jax.data.dice import structure_counts
 from jras_jax.report import charts, images
 from jras_jax.report.axes import legend
 from jras_jax.report.evidence import Evidence
-from jras_jax.report.files import Structures
 from jras_jax.report.markup import Html, element, join, number, plural, render
 
 HATCHES = {images.MISSED: "M0 4L4 0", images.ADDED: "M0 0L4 4", images.CONFUSED: "M0 4L4 0M0 0L4 4"}  # in a 4 x 4 tile
@@ -41,14 +41,14 @@ class Picture:
         return round(100 * min(max(self.weight, 0.0), 1.0), 2) if self.weight is not None and known else 0.0
 
 
-def panel(evidence: Evidence, heading: str, detail: str, most: int, structures: Structures) -> Html:
+def panel(evidence: Evidence, heading: str, detail: str, most: int, described: DatasetDescription) -> Html:
     """A case with its slider. `most` bounds the side of its images in pixels."""
     window = images.window_around([evidence.truth, evidence.prediction, evidence.guide_masks])
-    drawer = _Drawer(evidence, window=window, most=most, structures=structures)
+    drawer = _Drawer(evidence, window=window, most=most, described=described)
     count = len(evidence.image)
     # The slice with the most labelled pixels opens: the heart is on it, with or without script.
     first = int(np.argmax((evidence.truth > 0).sum((1, 2))))
-    dice = [_mean(slice_dice(evidence.truth[z], evidence.prediction[z], structures)) for z in range(count)]
+    dice = [_mean(slice_dice(evidence.truth[z], evidence.prediction[z], described)) for z in range(count)]
     strip = charts.bars(dice, label=f"Mean Dice of each of the {count} slices of {evidence.name}, as bars.")
     layers = {"truth": "truth", "prediction": "prediction"} | ({"mask": "guide masks"} if evidence.guides else {})
     return render(
@@ -71,9 +71,9 @@ def anchor(name: str) -> str:
     return "case-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
 
 
-def slice_dice(truth: np.ndarray, prediction: np.ndarray, structures: Structures) -> dict[str, float]:
+def slice_dice(truth: np.ndarray, prediction: np.ndarray, described: DatasetDescription) -> dict[str, float]:
     """Dice per structure on one (S, S) slice; NaN where neither mask has the structure."""
-    counts = structure_counts(truth, prediction, structures.structures)
+    counts = structure_counts(truth, prediction, described.structures)
     return {name: math.nan if c.empty == "both" else c.dice for name, c in counts.items()}
 
 
@@ -85,8 +85,8 @@ def _mean(scores: dict[str, float]) -> float:
 class _Drawer:
     """Draws the pictures of one case."""
 
-    def __init__(self, evidence: Evidence, window: images.Window, most: int, structures: Structures):
-        self._evidence, self._window, self._most, self._structures = evidence, window, most, structures
+    def __init__(self, evidence: Evidence, window: images.Window, most: int, described: DatasetDescription):
+        self._evidence, self._window, self._most, self._described = evidence, window, most, described
         self._name = anchor(evidence.name)
 
     def pictures(self, z: int) -> list[Picture]:
@@ -126,7 +126,7 @@ class _Drawer:
         shapes = []
         for kind in images.ERROR_NAMES:
             owner = prediction if kind == images.ADDED else truth
-            for label in self._structures.structures.values():
+            for label in self._described.structures.values():
                 path = images.contour_path((kinds == kind) & (owner == label))
                 if path:
                     fill = f"url(#{self._name}-hatch-{kind}-{label})"
@@ -141,7 +141,7 @@ class _Drawer:
         return [
             hatch(f"{self._name}-hatch-{kind}-{label}", kind=kind, transform=scale, class_=f"s{label}")
             for kind in HATCHES
-            for label in self._structures.structures.values()
+            for label in self._described.structures.values()
         ]
 
     def _query(self, z: int, **attributes: str) -> Html:
@@ -153,14 +153,14 @@ class _Drawer:
         return element("image", id=identifier, width=self._window.side, height=self._window.side, href=uri)
 
     def _scores(self, truth: np.ndarray, prediction: np.ndarray) -> str:
-        scores = slice_dice(truth, prediction, self._structures)
+        scores = slice_dice(truth, prediction, self._described)
         known = [f"{name} {number(value, 2)}" for name, value in scores.items() if not math.isnan(value)]
         return "Dice here: " + ", ".join(known) if known else "no structure in truth or prediction"
 
     def _outlines(self, labels: np.ndarray, layer: str) -> Html:
         """Contours of the structures as one layer, each over a dark halo."""
         paths = []
-        for label, mask in images.regions(labels, self._structures).items():
+        for label, mask in images.regions(labels, self._described).items():
             drawn = images.contour_path(mask)
             if drawn:
                 paths.append(element("path", d=drawn, class_=f"s{label}"))
@@ -176,9 +176,9 @@ def hatch(identifier: str, kind: int, **attributes: str) -> Html:
     return element("pattern", line, id=identifier, **tile, **attributes)
 
 
-def key(structures: Structures) -> Html:
+def key(described: DatasetDescription) -> Html:
     """What the lines, colours and hatches of the panels mean."""
-    first = next(iter(structures.structures.values()))
+    first = next(iter(described.structures.values()))
     ground = element("rect", width=28.0, height=14.0, rx=2.0, class_="ground")
 
     def line(layer: str, label: int) -> Html:
@@ -196,13 +196,13 @@ def key(structures: Structures) -> Html:
     entries = [
         (line("truth", first), "truth: solid, white"),
         (line("prediction", first), "prediction: dashed, in the structure's colour"),
-        *((patch(label), images.outline_name(name, structures)) for name, label in structures.structures.items()),
+        *((patch(label), images.outline_name(name, described)) for name, label in described.structures.items()),
         *((hatched(kind), f"error, hatched: {word}") for kind, word in images.ERROR_NAMES.items()),
     ]
     return legend(entries)
 
 
-def colours(structures: Structures) -> str:
+def colours(described: DatasetDescription) -> str:
     """The style rules that give each structure its colour, s1 the first."""
-    pairs = zip(structures.structures.values(), structures.colours, strict=True)
+    pairs = zip(described.structures.values(), described.colours, strict=True)
     return "".join(f".s{label} {{ --c: {colour}; }}\n" for label, colour in pairs)

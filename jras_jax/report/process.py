@@ -67,7 +67,7 @@ def training(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     drawn, used = [], set()
     for title, columns in CURVES.items():
         if title == "Validation Dice":
-            columns = columns | {f"val/dice_{name}": name for name in run.structures.structures}
+            columns = columns | {f"val/dice_{name}": name for name in run.description.structures}
         lines = [charts.Line(name, run.metrics[c]) for c, name in columns.items() if c in run.metrics]
         used |= set(columns)
         if title == "Validation Dice" and baseline and "val/dice" in baseline.metrics:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jras_jax.data import PHASES
 from jras_jax.evaluation import clinical, statistics
 from jras_jax.evaluation.compare import FAMILY, LEAST_PATIENTS_FOR_TEST, Comparison
 from jras_jax.report import analysis, charts, responsive
@@ -27,7 +26,7 @@ from jras_jax.report.markup import (
     table,
 )
 
-TITLES = {"dice": "Dice", "hd": "Hausdorff distance, 3-D", "hd95": "HD95", "assd": "ASSD", "jaccard": "Jaccard"}
+TITLES = {"dice": "Dice", "hd": "Hausdorff distance", "hd95": "HD95", "assd": "ASSD", "jaccard": "Jaccard"}
 TILES = {"dice": "Mean foreground Dice", "hd95": "Mean HD95", "assd": "Mean ASSD"}
 BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower is better"}
 
@@ -40,6 +39,11 @@ def plural_unit(unit: str) -> str:
 def unit_of(measure: str, unit: str) -> str:
     """' mm' for distances, '' for overlaps."""
     return "" if measure in ("dice", "jaccard") else f" {plural_unit(unit)}"
+
+
+def _title(measure: str, run: ReportedRun) -> str:
+    """A measure's name in a table of all structures; the Hausdorff distance says in how many dimensions it is."""
+    return TITLES[measure] + (f", {run.description.dimensions}-D" if measure == "hd" else "")
 
 
 def digits_of(measure: str) -> int:
@@ -107,8 +111,8 @@ def _counted(run: ReportedRun) -> Html:
     patients = len({r["patient"] for r in run.cases})
     found = {kind: sum(r.get("empty") == kind for r in run.cases) for kind in ("both", "reference", "prediction")}
     text = (
-        f"Means over {plural(len(run.cases), 'structure')} ({', '.join(run.structures.structures)} of every case) of "
-        f"{plural(patients, 'patient')}, in three dimensions. "
+        f"Means over {plural(len(run.cases), 'structure')} ({', '.join(run.description.structures)} of every case) of "
+        f"{plural(patients, 'patient')}, in {'three' if run.description.dimensions == 3 else 'two'} dimensions. "
         f"Intervals: bootstrap over patients, {statistics.RESAMPLES:,} draws."
     )
     one = found["reference"] + found["prediction"]
@@ -141,7 +145,7 @@ def _against(run: ReportedRun, baseline: ReportedRun, own: Mapping[str, statisti
         other, c = analysis.summarise(baseline.cases, measure), paired.comparison
         rows.append(
             (
-                f"{TITLES[measure]}{',' if unit else ''}{unit}",
+                f"{_title(measure, run)}{',' if unit else ''}{unit}",
                 with_interval(own[measure].mean, low=own[measure].low, high=own[measure].high, digits=digits),
                 with_interval(other.mean, low=other.low, high=other.high, digits=digits),
                 with_interval(c.difference, low=c.low, high=c.high, digits=digits, signed=True),
@@ -225,7 +229,7 @@ def clinical_section(run: ReportedRun) -> Section:
     """Clinical indices: agreement table and Bland-Altman plots."""
     title = "Clinical indices"
     phases = {r["phase"] for r in run.cases}
-    if not run.cases or not phases & set(PHASES):
+    if not run.cases or not phases & set(run.description.phases):
         return section("clinical", title, absent("Needs cases.csv with the phases ED and ES."))
     found = analysis.clinical_indices(run.cases)
     if not found:
