@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jras_jax.commands import cli
+from jras_jax.data.description import DatasetDescription
 from jras_jax.errors import UserError
 from jras_jax.evaluation import metrics, statistics
 from jras_jax.evaluation.compare import compare, match_rows
@@ -191,6 +192,25 @@ def test_a_run_without_evaluation_names_the_command(tmp_path):
         write_report(tmp_path)
     with pytest.raises(UserError, match="no such run folder"):
         write_report(tmp_path / "nowhere")
+
+
+def test_structures_and_colours_come_from_the_data_sets_description(tmp_path):
+    run = write_fake_run(tmp_path / "run", patients=2)
+    described = DatasetDescription(
+        "Own", ("background", "zebra", "lesion", "cyst"), (0, 1, 2, 3), ("#112233", "#445566", "#778899"), dimensions=2
+    )
+    (run / "dataset.json").write_text(json.dumps(described.to_json()))
+    for table in (run / "evaluation" / "validation").glob("*.csv"):
+        text = table.read_text()
+        for old, new in zip(("RV", "MYO", "LV"), described.structures, strict=True):
+            text = text.replace(f",{old},", f",{new},")
+        table.write_text(text)
+    page = write_report(run).read_text(encoding="utf-8")
+    text = Outline(page).text
+    assert ".s1 { --c: #112233; }" in page and ".s3 { --c: #778899; }" in page
+    assert "zebra, lesion, cyst of every case) of 2 patients, in two dimensions" in text
+    assert text.index("zebra ED") < text.index("lesion ED") < text.index("cyst ED")  # its order, not the alphabet's
+    assert "Clinical indices" not in text and "outer edge" not in text and "MYO" not in text
 
 
 def test_damaged_files_are_named(folders, tmp_path):

@@ -115,5 +115,6 @@ class EvidenceWriter:
 
 def _name(table: SliceTable, row: int) -> str:
     """'patient012 ED slice 3' of a gallery row; slices count from 1, as in the report."""
-    patient, _, phase = table.cases[table.case[row]].rpartition("_")
-    return f"{patient} {phase} slice {table.slice_index[row] + 1}"
+    patient, case = table.patients[table.patient[row]], table.cases[table.case[row]]
+    phase = case.removeprefix(patient).lstrip("_")
+    return " ".join(filter(None, (patient, phase, f"slice {table.slice_index[row] + 1}")))
