@@ -210,7 +210,7 @@ def test_structures_and_colours_come_from_the_data_sets_description(tmp_path):
     assert ".s1 { --c: #112233; }" in page and ".s3 { --c: #778899; }" in page
     assert "zebra, lesion, cyst of every case) of 2 patients, in two dimensions" in text
     assert text.index("zebra ED") < text.index("lesion ED") < text.index("cyst ED")  # its order, not the alphabet's
-    assert "Clinical indices" not in text and "outer edge" not in text and "MYO" not in text
+    assert "Clinical indices" not in text and "outer edge" not in text and "MYO ED" not in text
 
 
 def test_damaged_files_are_named(folders, tmp_path):
