@@ -136,3 +136,19 @@ def test_numbers_are_written_for_readers():
     assert markup.number(0.86949) == "0.869" and markup.number(0.9996) == "1.00" and markup.number(99.96, 2) == "100"
     assert markup.p_value(0.0001) == "< 0.001" and markup.interval(math.nan, 1.0) == ""
     assert markup.element("td", "a < b", class_="n", hidden=False) == '<td class="n">a &lt; b</td>'
+
+
+def test_a_baseline_whose_slices_are_cut_otherwise_is_drawn_over_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (1, 64, 64)).astype(np.uint8)}
+    arrays |= dict.fromkeys(
+        ("truth", "prediction"), np.pad(np.ones((1, 20, 20), np.uint8), ((0, 0), (22, 22), (22, 22)))
+    )
+    np.savez(tmp_path / "ours.npz", **arrays)
+    np.savez(tmp_path / "same.npz", **arrays)
+    np.savez(tmp_path / "other.npz", **arrays | {"image": arrays["image"][:, ::-1]})
+    images_of = {}
+    for name in ("same", "other"):
+        item = evidence.load("case", tmp_path / "ours.npz", tmp_path / f"{name}.npz")
+        images_of[name] = panels.panel(item, "case", "", 64, CARDIAC).count("<image")
+    assert images_of == {"same": 1, "other": 2}

@@ -29,7 +29,8 @@ class Evidence:
       guide_images, guide_masks: (Z, K, S, S) uint8.
       weights, similarity: (Z, K) float32.
       guide_names: (Z, K) str, such as "patient012 ED slice 3".
-      baseline: (Z, S, S) uint8 labels that the baseline predicts; None if its evaluation kept none of this case.
+      baseline: what the baseline's evaluation kept of the case, if it did; its slices may be cut from the scan in
+        another way.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Evidence:
     weights: np.ndarray
     similarity: np.ndarray
     guide_names: np.ndarray
-    baseline: np.ndarray | None = None
+    baseline: Evidence | None = None
 
     @property
     def guides(self) -> int:
@@ -51,15 +52,15 @@ class Evidence:
 
 
 def load(name: str, path: pathlib.Path, baseline: pathlib.Path | None = None) -> Evidence:
-    """Reads an evidence file, and the prediction in the baseline's file of the same case.
+    """Reads an evidence file, and the baseline's file of the same case.
 
     Raises:
       ReportError: one is no .npz file, lacks an array, or its arrays do not fit together.
     """
     found = _arrays(path, {"image", "truth", "prediction"})
     image = found["image"]
-    other = _arrays(baseline, {"prediction"})["prediction"] if baseline else None
-    if other is not None and other.shape != image.shape:  # trained at another size: its slices are not these
+    other = load(name, baseline) if baseline else None
+    if other is not None and other.image.shape != image.shape:  # trained at another size
         other = None
     slices, size = image.shape[0], image.shape[-1]
     none = np.zeros((slices, 0, size, size), np.uint8)
@@ -99,5 +100,5 @@ def _arrays(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
 
 def side_within(shown: Sequence[Evidence], budget: int) -> int:
     """Largest side, in pixels, at which the grey images of all cases take at most `budget` bytes of the page."""
-    count = sum(len(e.image) * (1 + e.guides) for e in shown)
+    count = sum(len(e.image) * (2 + e.guides) for e in shown)  # 2: the baseline's slices may be others
     return max(SMALLEST_SIDE, math.isqrt(int(budget / BYTES_PER_PIXEL / max(count, 1))))

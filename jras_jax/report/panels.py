@@ -101,8 +101,10 @@ class _Drawer:
         found += [self._guide(z, k) for k in range(evidence.guides)]
         found.append(self._errors(z, truth, prediction, name))
         if evidence.baseline is not None:
-            other = crop(evidence.baseline[z])
-            drawing = join(self._query(z), self._outlines(truth, "truth"), self._outlines(other, "prediction"))
+            other, image = crop(evidence.baseline.prediction[z]), evidence.baseline.image[z]
+            truth = crop(evidence.baseline.truth[z])
+            shown = self._query(z) if np.array_equal(image, evidence.image[z]) else self._grey(image)
+            drawing = join(shown, self._outlines(truth, "truth"), self._outlines(other, "prediction"))
             label = f"Baseline, {name}, {contours} of the baseline"
             found.append(Picture("baseline", label, drawing, "Baseline", [self._scores(truth, other)]))
         return found
