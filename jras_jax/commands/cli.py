@@ -39,7 +39,7 @@ NEED_A_JOB = ("train", "pretrain", "evaluate", "predict", "choose", "gallery")
 # What takes less memory of the device.
 SMALLER = {
     "train": "set config.train.microbatches=2 or more (the same loss, one more forward pass), config.train.remat=True "
-    "(on an accelerator), or lower config.train.batch_size; if it happens while validating, lower config.eval.batch_size",
+    "(on an accelerator), or lower config.train.batch_size; while validating, lower config.eval.batch_size",
     "pretrain": "lower config.pretrain.batch_size",
 }
 
