@@ -50,22 +50,30 @@ class Absent(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table and how it is tried."""
+    """A line of the table and how it is tried: `function` is called `times` times and does the fault `each` times."""
 
     kind: str
     tried: str
     times: int
     function: Callable[[Lab], str | None]
+    each: int = 1
+
+    @property
+    def done(self) -> int:
+        """How often the fault is done in all."""
+        return self.times * self.each
 
 
 ROWS: list[Row] = []
 
 
-def row(kind: str, tried: str, times: int = 1) -> Callable[[Callable[[Lab], str | None]], Callable[[Lab], str | None]]:
+def row(
+    kind: str, tried: str, times: int = 1, each: int = 1
+) -> Callable[[Callable[[Lab], str | None]], Callable[[Lab], str | None]]:
     """Registers a function as a row of the table."""
 
     def register(function: Callable[[Lab], str | None]) -> Callable[[Lab], str | None]:
-        ROWS.append(Row(kind, tried, times, function))
+        ROWS.append(Row(kind, tried, times, function, each))
         return function
 
     return register
@@ -192,7 +200,7 @@ def table(results: list[tuple[Row, str]]) -> str:
     ]
     cell = lambda text: text.replace("|", "\\|").replace("\n", " ")  # noqa: E731
     for item, outcome in results:
-        lines.append(f"| {cell(item.kind)} | {cell(item.tried)} | {item.times} | {cell(outcome)} |")
+        lines.append(f"| {cell(item.kind)} | {cell(item.tried)} | {item.done} | {cell(outcome)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -204,7 +212,7 @@ def main() -> int:
     args = p.parse_args()
     chosen = [r for r in load_rows() if args.only in f"{r.kind} {r.tried} {r.function.__name__}"]
     if args.list:
-        print("\n".join(f"{r.kind}: {r.tried} (x{r.times}, {r.function.__name__})" for r in chosen))
+        print("\n".join(f"{r.kind}: {r.tried} (x{r.done}, {r.function.__name__})" for r in chosen))
         return 0
     results, failed = [], 0
     with tempfile.TemporaryDirectory(prefix="reliability_") as shelf:

@@ -6,6 +6,7 @@ jras evaluate --workdir=runs/acdc --config.eval.split=test
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from jras_jax.errors import UserError
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
 from jras_jax.run_folder.layout import RunFolder
+
+Watched = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -46,15 +49,25 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Evaluates; returns the exit status."""
     folder = trained_folder(args, "evaluate")
     enable_compilation_cache()
-    evaluate_and_report(folder, overrides, args.output)
+    evaluate_and_report(folder, overrides, submission=args.output)
     return 0
 
 
-def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> None:
-    """Evaluates a run and the baseline inside it, prints the scores and writes the report."""
+def evaluate_and_report(
+    folder: RunFolder, overrides: tuple[str, ...], *, submission: str | None = None, watched: Watched = iter
+) -> None:
+    """Evaluates a run and the baseline inside it, prints the scores and writes the report.
+
+    Args:
+      folder: the run's.
+      overrides: settings of the command line.
+      submission: folder for the masks in the challenge's layout; None writes none.
+      watched: goes over the volumes, and may end the evaluation by an exception; what it was writing is then not there.
+    """
     before = {name: one.checkpoint_step for name, one in folder.evaluations().items()}
-    summary = evaluate_one(folder, overrides, submission)
-    baseline = evaluate_one(folder.baseline, overrides) if folder.baseline.config.is_file() else None
+    summary = evaluate_one(folder, overrides, submission=submission, watched=watched)
+    paired = folder.baseline.config.is_file()
+    baseline = evaluate_one(folder.baseline, overrides, watched=watched) if paired else None
     if jax.process_index() != 0:
         return
     print_scores(summary, baseline)
@@ -69,9 +82,11 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
         say(f"masks in the challenge's layout: {submission}")
 
 
-def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> dict[str, Any]:
+def evaluate_one(
+    folder: RunFolder, overrides: tuple[str, ...], *, submission: str | None = None, watched: Watched = iter
+) -> dict[str, Any]:
     """Evaluates one run on its own data set; returns the summary."""
     run = open_run(folder.path, overrides)
     data = load_data(run.config.dataset, run.splits)
-    title = f"evaluating {run.config.eval.split}"
-    return evaluate(run, data, submission=submission, progress=progress(title))
+    shown = progress(f"evaluating {run.config.eval.split}")
+    return evaluate(run, data, submission=submission, progress=lambda volumes: watched(shown(volumes)))

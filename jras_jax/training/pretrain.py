@@ -18,7 +18,7 @@ import optax
 
 from jras_jax import config as configs
 from jras_jax import convert, joint, mesh
-from jras_jax.config import Augment, Config
+from jras_jax.config import Augment, Config, Pretrain
 from jras_jax.data.augment import augment
 from jras_jax.data.batches import Batches
 from jras_jax.data.load import RunData
@@ -80,6 +80,10 @@ class Pretraining(Task):
         batch = mesh.put_rows(self.mesh, pairs(drawn, self.table, self.config, done + 1))
         self.params, self.opt_state, metrics = self.update(self.params, self.opt_state, batch, done + 1)
         return dict(metrics), drawn["row"]
+
+    def rates(self, at: int) -> dict[str, float]:
+        """See `Task`."""
+        return {"lr_retriever": float(_rate(self.config.pretrain)(at - 1))}
 
 
 def pretrain_retriever(config: Config, folder: RunFolder, data: RunData, *, with_changes: bool = False) -> pathlib.Path:
@@ -157,10 +161,15 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     return task
 
 
+def _rate(p: Pretrain) -> optax.Schedule:
+    """METHOD's learning rate: constant, x0.1 after 70% of the steps."""
+    return optax.piecewise_constant_schedule(p.lr, {int(0.7 * p.num_steps): 0.1})
+
+
 def _optimizer(params: Any, config: Config) -> optax.GradientTransformation:
-    """METHOD's: Adam, its rate x0.1 after 70% of the steps; frozen parameters stay."""
+    """METHOD's Adam; frozen parameters stay."""
     p = config.pretrain
-    rate = optax.piecewise_constant_schedule(p.lr, {int(0.7 * p.num_steps): 0.1})
+    rate = _rate(p)
     groups = parameter_groups({"retriever": params}, (), config.retriever)["retriever"]
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(p.weight_decay), optax.adam(rate))
     return optax.multi_transform({"retriever": adam, "frozen": optax.set_to_zero()}, groups)
