@@ -21,7 +21,7 @@ from jras_jax.errors import UserError
 
 SILENCE_S = 60  # a host that has been silent for this long counts as dead
 HOST_LOST = 3  # exit status of the hosts that remain
-RESTART = "Start the job again with the same command, on any number of hosts: it goes on from its last checkpoint"
+RESTART = "Start the job again with the same command, on any number of hosts: it resumes from its last checkpoint"
 DAY_MS = 86_400_000  # how long the first host may take to prepare a data set
 _turns = itertools.count()
 
@@ -29,10 +29,10 @@ _turns = itertools.count()
 def keep_freed_memory() -> None:
     """Lets a program on CPU use the same memory step after step; before anything else is done with JAX.
 
-    glibc gives a step's buffers back to the kernel and fetches them anew for the next one, page by page, which takes up
-    to half of a step's time (docs/lab-notes). Told to keep them, it does so for the main thread only: JAX runs
-    programs on CPU there, not on a thread of its own. Other C libraries are left as they are, and beside an accelerator
-    only the host's memory is kept.
+    glibc returns a step's buffers to the kernel and requests them again for the next one, page by page, which takes up
+    to half of a step's time (docs/lab-notes). It can keep them, but only for the main thread; therefore JAX is told to
+    run programs on CPU there and not on another thread. Other C libraries are left as they are, and beside an
+    accelerator only the host's memory is kept.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

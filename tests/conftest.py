@@ -1,4 +1,4 @@
-"""Shared fixtures: simulated devices, where the real scans lie if they do, and one tiny run on the phantom."""
+"""Shared fixtures: simulated devices, the real scans if they are there, and one tiny run on the phantom."""
 
 import dataclasses
 import os

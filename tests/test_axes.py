@@ -30,7 +30,7 @@ ORDERS = [(p, f) for p in itertools.permutations(range(3)) for f in itertools.pr
     ],
 )
 def test_the_slices_lie_along_the_clearly_thickest_axis(spacing, known, axis):
-    assert axes.slice_axis(np.array(spacing, np.float32), known) == axis
+    assert axes.slice_axis_to_read(np.array(spacing, np.float32), known) == axis
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def check(masks, err):
     assert masks[0].any()
     for mask, how in zip(masks, ORDERS, strict=True):
         assert np.array_equal(mask, masks[0]), (how, int((mask != masks[0]).sum()))
-    said = [line for line in err if "its slices lie along the" in line]
+    said = [line for line in err if "its slices run along the" in line]
     # Each axis is remarked on for a few files and then once for the rest; files with slices last give no remark.
     assert len(said) == 12 and sum("first axis" in line for line in said) == 6
     assert sum("and files after it" in line for line in said) == 2
@@ -109,7 +109,7 @@ def test_slices_along_the_first_axis_give_the_mask_of_slices_last(run, tmp_path,
         command = [f"--input={tmp_path}/{name}.nii.gz", f"--output={tmp_path}/masks"]
         assert cli.main(["predict", f"--workdir={folder}", *command]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"note: {tmp_path}/sideways.nii.gz: its slices lie along the first axis; so do those of the mask"
+        f"note: {tmp_path}/sideways.nii.gz: its slices run along the first axis; so do those of the mask"
     ]
     plain, sideways = (np.asarray(nib.load(tmp_path / "masks" / f"{n}.nii.gz").dataobj) for n in ("plain", "sideways"))
     assert plain.any() and np.array_equal(sideways.transpose(2, 1, 0), plain)

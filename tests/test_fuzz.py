@@ -1,4 +1,4 @@
-"""Damaged files in every reader: an error for the user or a result, never a traceback, a hang or a swollen process.
+"""Damaged files in every reader: an error for the user or a result, never a traceback, a hang or a process that grows.
 
 JRAS_FUZZ_CASES sets the number of cases, shared by the four readers (2000; a nightly run takes 10000).
 """

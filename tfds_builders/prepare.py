@@ -204,7 +204,7 @@ def _is_built_from(folder: pathlib.Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def _fingerprint(inventory: Inventory) -> dict[str, Any]:
-    """Names, sizes and checksums of every file that goes into the data set, but not where they lie."""
+    """Names, sizes and checksums of every file that goes into the data set, but not their folder."""
     scans = {path for cases in inventory.cases.values() for case in cases for path in (case.image, case.mask)}
     try:
         return {"format": _FORMAT, "files": _checksums(inventory.root, [*scans, *inventory.tables])}

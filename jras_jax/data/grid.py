@@ -1,8 +1,8 @@
 """Between a scan's native voxels and the model's square grid, both ways, and the table of slices a run works on.
 
-The model sees slices of S x S pixels, rows running down and columns to the right. Where the header's geometry is known,
+The model sees slices of S x S pixels, rows running down and columns to the right. If the header's geometry is known,
 rows run towards the patient's back and feet and columns to the patient's left (the radiological view), and pixels
-are `spacing_mm` wide; where it is not, rows are Y and columns X as stored. All maps are separable and linear, held as
+are `spacing_mm` wide; if it is not, rows are Y and columns X as stored. All maps are separable and linear, held as
 one small matrix per axis, so that the way back (for scores in native geometry) is exact about centres and scale.
 """
 
@@ -33,7 +33,7 @@ class Grid(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GridMap:
-    """How one volume's slices lie on the model grid.
+    """How one volume's slices are placed on the model grid.
 
     Attributes:
       shape: (X, Y, Z) of the native volume, its slices last.

@@ -201,7 +201,7 @@ def write_image(path: str | os.PathLike[str], image: Any, compresslevel: int = 6
     """Writes a nibabel image in one step: a reader sees the old file or the whole new one.
 
     Args:
-      path: where to, gzipped where it ends in .gz; folders on the way are made.
+      path: where to, gzipped if it ends in .gz; folders on the way are made.
       image: a nibabel single-file image.
       compresslevel: of gzip.
 
@@ -326,7 +326,7 @@ def _parse(path: pathlib.Path, data: bytes) -> tuple[Any, np.ndarray]:
     except _DAMAGE as e:
         raise ScanError(path, f"its NIfTI header cannot be read ({_first_line(e)})") from e
     if raw["magic"].item().startswith(b"ni"):
-        raise ScanError(path, "its voxels lie in a separate .img file; convert the pair to one .nii file")
+        raise ScanError(path, "its voxels are in a separate .img file; convert the pair to one .nii file")
     return image, np.asarray(raw["pixdim"], np.float64)
 
 

@@ -171,7 +171,7 @@ class _Scores:
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
-        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
+        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 if they do."""
         cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.cases:
             cases.setdefault((row["patient"], row["phase"]), []).append(row)

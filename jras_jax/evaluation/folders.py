@@ -156,7 +156,7 @@ def _check_geometry(truth: nifti.Scan, found: nifti.Scan) -> list[str]:
     """Remarks on what differs without harm.
 
     Raises:
-      UserError: the two masks do not lie on one grid.
+      UserError: the two masks are not on one grid.
     """
     hint = "write predictions on the grid of their scan, with its header"
     if truth.array.shape != found.array.shape:
@@ -197,7 +197,7 @@ def score_folders(
     for line in summarised(notes):
         log.print(line, markup=False, soft_wrap=True)
     if not rows:
-        raise UserError(f"none of the {len(matched)} cases could be scored; the reasons stand above")
+        raise UserError(f"none of the {len(matched)} cases could be scored; the lines above say why")
     warnings = [line for check in checks for line in check.warnings()]
     for line in warnings:
         log.print(f"warning: {line}", markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 Three rules, in this order; each looks at the files that are left, and only at what is unique on both sides:
 1. the same path below the two folders, suffixes such as _gt and _pred apart;
-2. the same file name, wherever the files lie;
+2. the same file name, in whatever folder;
 3. the same patient and phase or frame, whatever the challenge's way of writing names (`data.names`). An Info.cfg beside
    a file (ACDC's patient folders) says which frames are ED and ES.
 """

@@ -46,7 +46,7 @@ def tasks(source: str | pathlib.Path, output: str | pathlib.Path, note: Note = l
       note: takes a line on whatever is left out.
 
     Raises:
-      UserError: there is nothing to segment; masks would lie among the scans, where a later call would take them for
+      UserError: there is nothing to segment; masks would be among the scans, where a later call would take them for
         scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
@@ -114,12 +114,12 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
     if not scan.spacing_known and run.splits.get("spacing") != "unknown":
         remarks.append(geometry.NO_SPACING_HERE)
-    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
+    axis = axes.slice_axis_to_read(scan.spacing, scan.spacing_known)
     if axis != 2:
-        remarks.append(f"its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
-    elif scan.spacing_known and geometry.slice_axis(scan.array.shape, scan.spacing, True) != 2:
+        remarks.append(f"its slices run along the {axes.NAMES[axis]} axis; so do those of the mask")
+    elif scan.spacing_known and geometry.suspected_slice_axis(scan.array.shape, scan.spacing, True) != 2:
         remarks.append(
-            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may lie along another axis than the "
+            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may run along another axis than the "
             "third, along which they are read"
         )
     return remarks
@@ -173,7 +173,7 @@ def _evidence(
         "labels": {name: convention[label] for name, label in STRUCTURES.items()},
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
-        "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),
+        "slice_axis": axes.slice_axis_to_read(scan.spacing, scan.spacing_known),
         "counting": _COUNTING,
         "frames": [],
     }
@@ -223,7 +223,7 @@ def _without_masks(
 
 
 def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path) -> None:
-    """Raises UserError if a mask would lie beside a scan, or in the place of another file or mask."""
+    """Raises UserError if a mask would be written beside a scan, or in the place of another file or mask."""
     masks = [task.mask for task in found]
     folders = {task.scan.parent.resolve() for task in found} if source.is_dir() else set()
     for task in found:
@@ -231,7 +231,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
             raise UserError(f"--output={output}: the mask would overwrite the scan {task.scan}; choose another folder")
         if task.mask.parent.resolve() in folders:
             raise UserError(
-                f"--output={output}: the mask {task.mask} would lie among the scans of --input={source}, where the "
+                f"--output={output}: the mask {task.mask} would be among the scans of --input={source}, where the "
                 "next reader takes it for a scan; choose another folder"
             )
         if masks.count(task.mask) > 1:

@@ -225,7 +225,7 @@ def rotate(images: jax.Array, degrees: float, *, fill_background: bool = False) 
 
 
 def guide_agreement(guides: Guides) -> jax.Array:
-    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 where there is one guide."""
+    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 if there is one guide."""
     fg = guides.masks[..., 1:].sum(-1).reshape(*guides.masks.shape[:2], -1)  # (B, K, S * S)
     k = fg.shape[1]
     if k == 1:

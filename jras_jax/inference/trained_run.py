@@ -226,7 +226,7 @@ class TrainedRun:
 
         Args:
           image: (X, Y, Z) intensities, Z through the slices; if another axis has clearly the largest spacing, the
-            slices are taken to lie along that one.
+            slices are taken to run along that one.
           spacing: (3,) voxel sizes in mm; None if unknown.
           affine: (4, 4) voxel to world, RAS+ mm; None takes the usual radiological view, rows Y and columns X.
           gallery: of `open_gallery`; None for a run without retrieval.
@@ -262,7 +262,7 @@ class TrainedRun:
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
-        slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
+        slices = [volume_slices(v, self.grid, axes.slice_axis_to_read(v.spacing, v.spacing_known)) for v in volumes]
         patient = -1
         rows: list[np.ndarray | None] = [None] * len(volumes)
         if gallery is not None:

@@ -33,7 +33,7 @@ class ReportedRun:
       positions: positions.csv, rows as `metrics.position_scores` gives them with patient and phase; empty
         where the file is missing.
       evidence: case name -> .npz file.
-      choices: evaluation/choices.json, which options validation chose; empty where they were not measured.
+      choices: evaluation/choices.json, which options validation chose; empty if they were not measured.
     """
 
     path: pathlib.Path

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-NOTHING = "–"  # what stands in a table where there is no number
+NOTHING = "–"  # a table's cell without a number
 
 
 # Characters of names that a reader would not see, or that would turn the text after them round (U+202E); half pairs of
@@ -74,7 +74,7 @@ def join(*parts: Any) -> Html:
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number with a true minus sign and commas at thousands; a dash where there is none."""
+    """A number with a true minus sign and commas at thousands; a dash if there is none."""
     if value is None or not math.isfinite(value):
         return NOTHING
     text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
@@ -144,7 +144,7 @@ def paragraph(*children: Any, class_: str | None = None) -> Html:
 
 
 def absent(sentence: str) -> Html:
-    """What stands where a part of the report has nothing to show."""
+    """Takes the place of a part of the report that has nothing to show."""
     return element("p", sentence, class_="absent")
 
 

@@ -1,7 +1,7 @@
 """The loop of training and pre-training: steps, validations, checkpoints, and a clean end whatever happens.
 
 A `Task` says what a step is. The loop does the rest for both kinds: it claims the folder once a first step has worked,
-saves, validates, stops on request, skips what is not finite, and goes on from the last checkpoint to the bit.
+saves, validates, stops on request, skips what is not finite, and resumes from the last checkpoint to the bit.
 """
 
 from __future__ import annotations

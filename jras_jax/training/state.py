@@ -25,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: () int32, steps done.
       params: {'backbone', 'retriever', 'fusion'} -> parameters, float32.
-      extra: other variable collections ('batch_stats'), {} where there are none.
+      extra: other variable collections ('batch_stats'), {} if there are none.
       opt_state: optax's.
       ema: running mean of params, or None.
     """
@@ -43,7 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_variables(self) -> joint.Variables:
-        """What evaluation takes: the running mean where there is one."""
+        """What evaluation takes: the running mean if there is one."""
         return {"params": self.params if self.ema is None else self.ema, **self.extra}
 
 
@@ -131,7 +131,7 @@ def create_state(
     Args:
       model: of `build_model`.
       config: the run.
-      device_mesh: where it lives.
+      device_mesh: whose devices hold it.
       initial: variables to start from (host arrays), None: random by the seed.
 
     Returns:
