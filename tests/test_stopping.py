@@ -40,7 +40,7 @@ def terminate(*_):
 
 def before_the_first_step(patch):
     plain = joint_run.create_state
-    patch.setattr(joint_run, "create_state", lambda *given: (terminate(), plain(*given))[1])
+    patch.setattr(joint_run, "create_state", lambda *given, **named: (terminate(), plain(*given, **named))[1])
     return {1}
 
 

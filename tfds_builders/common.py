@@ -154,7 +154,7 @@ def read_cases(cases: Iterable[Case], labels: str, root: pathlib.Path) -> Iterat
         scan = image_of(case.image)
         geometry.require_slices_last(scan)
         mask = mask_of(case.mask, case.image)
-        found = example(case, scan, mask, LABEL_CONVENTIONS[labels], root)
+        found = example(case, scan, mask=mask, convention=LABEL_CONVENTIONS[labels], root=root)
         own = cavities.rims(found["mask"])
         _check_cavities(case, labels, cavities.exchanged(own), certain=True)
         rims += own

@@ -88,7 +88,7 @@ def build(
             new = _generate(builder_class, manual_dir, scratch)
             records = _checksums(new, [path for path in new.rglob("*") if path.is_file()])
             files.write_json(new / FINGERPRINT, fingerprint | {"records": records})
-            _install(new, final, scratch / "replaced", fingerprint)
+            _install(new, final, aside=scratch / "replaced", fingerprint=fingerprint)
     except OSError as e:
         raise UserError(f"{data_dir}: the data set cannot be written there ({e})") from e
     counts = ", ".join(f"{len(cases)} {split}" for split, cases in inventory.cases.items())

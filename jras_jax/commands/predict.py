@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if opened.config.retrieval.enabled or args.gallery:
         gallery = opened.open_gallery(args.gallery, args.labels)
         say(f"gallery: {gallery.description}")
-    faults = _segment(opened, todo, gallery, note)
+    faults = _segment(opened, todo, gallery=gallery, note=note)
     done = len(todo) - len(faults)
     say(f"{done} {'mask' if done == 1 else 'masks'} in {args.output}")
     for fault in faults:
@@ -72,7 +72,7 @@ def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None, note
     for number, task in enumerate(todo, 1):
         say(f"[{number}/{len(todo)}] {printable(task.scan)} -> {printable(task.mask)}")
         try:
-            segment_file(run, task, gallery, segmenter, note)
+            segment_file(run, task, gallery=gallery, segmenter=segmenter, note=note)
         except UserError as e:
             if len(todo) == 1 or files.concerns_every_file(e):
                 raise

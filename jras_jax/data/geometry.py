@@ -96,7 +96,7 @@ def of_image(path: str | os.PathLike[str], image: Any, pixdim: np.ndarray, shape
     known = unit != 0 or bool((np.abs(zooms - 1.0) > _ZOOM_TOLERANCE).any())
     spacing = (zooms * scale).astype(np.float32) if known else np.ones(3, np.float32)
     if known:
-        _check_size(path, zooms, unit, shape)
+        _check_size(path, zooms, unit=unit, shape=shape)
     remarks = _check_forms(path, header)
     if not known:
         remarks.append(NO_SPACING)
@@ -109,7 +109,7 @@ def of_image(path: str | os.PathLike[str], image: Any, pixdim: np.ndarray, shape
         remarks.append(NO_ORIENTATION)
     if len(shape) == 4 and not (np.isfinite(pixdim[4]) and pixdim[4] >= 0):
         remarks.append(f"its header gives {pixdim[4]:g} as the time between two frames, which means nothing")
-    return Geometry(affine, spacing, known, tuple(remarks))
+    return Geometry(affine, spacing, spacing_known=known, remarks=tuple(remarks))
 
 
 def is_placed(header: Any) -> bool:

@@ -116,7 +116,7 @@ def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
     else:
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
         scale = (factor, factor)
-    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis)
+    return GridMap((x, y, z), *turned, scale=scale, image_size=grid.image_size, slice_axis=slice_axis)
 
 
 def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:

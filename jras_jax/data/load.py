@@ -51,7 +51,9 @@ class RunData:
 
 def grid_of(dataset: Dataset) -> Grid:
     """The model grid of a config's dataset section."""
-    return Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+    return Grid(
+        dataset.image_size, dataset.spacing_mm, unknown_spacing=dataset.unknown_spacing, percentiles=dataset.percentiles
+    )
 
 
 def load(
@@ -93,4 +95,4 @@ def load(
     fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
     if added:
         splits = splits | {"test": sorted([*splits["test"], *added])}
-    return RunData(volumes, splits, grid_of(dataset), scans, fingerprint, tuple(added))
+    return RunData(volumes, splits, grid=grid_of(dataset), scans=scans, fingerprint=fingerprint, added=tuple(added))

@@ -102,7 +102,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     path = pathlib.Path(path)
     image, pixdim = _parse(path, _read_bytes(path))
     shape = _checked_shape(path, image.header)
-    affine, spacing, known, remarks = geometry.of_image(path, image, pixdim, shape)
+    affine, spacing, known, remarks = geometry.of_image(path, image, pixdim=pixdim, shape=shape)
     try:
         array = np.asarray(image.dataobj)
         kind = array.dtype.kind
@@ -117,7 +117,15 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     largest = float(max(array.max(), -array.min()))
     if largest > MAX_INTENSITY:
         raise ScanError(path, f"its voxels hold values of up to {largest:.3g}; the file is damaged, or of another type")
-    return Scan(array.reshape(shape), affine, spacing, known, image.header, path, remarks)
+    return Scan(
+        array.reshape(shape),
+        affine,
+        spacing=spacing,
+        spacing_known=known,
+        header=image.header,
+        path=path,
+        remarks=remarks,
+    )
 
 
 def read_labels(

@@ -66,7 +66,7 @@ def evaluate(
     config = run.config
     volumes = data.part(config.eval.split)
     if submission is not None:
-        export.check(volumes, submission, data.scans, config.dataset.convention)
+        export.check(volumes, submission, scans=data.scans, convention=config.dataset.convention)
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
     scores = _Scores()
@@ -74,7 +74,7 @@ def evaluate(
     evidence = EvidenceWriter(config.eval.evidence_cases, table)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
-    masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
+    masks = _Submission(volumes, config.dataset.convention, folder=submission, scans=data.scans)
     for volume, prediction in evaluator.predictions(
         segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
     ):
@@ -82,9 +82,9 @@ def evaluate(
         evidence.add(volume, prediction, scores.add(volume, prediction))
         if retrieved is not None:
             retrieved.add(prediction)
-    summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+    summary = finite(_summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved))
     if jax.process_index() == 0:
-        _write(run, scores, evidence, summary)
+        _write(run, scores, evidence=evidence, summary=summary)
     return summary
 
 

@@ -126,7 +126,7 @@ def score_pair(
     rows: list[dict[str, Any]] = []
     for name, patient, phase, a, b in _volumes(case, truth, found):
         shared = {"case": name, "patient": patient, "phase": phase, "unit": unit}
-        for structure, scores in metrics.score_structures(a, b, spacing, structures).items():
+        for structure, scores in metrics.score_structures(a, b, spacing=spacing, structures=structures).items():
             rows.append(shared | {"structure": structure} | dataclasses.asdict(scores))
     return rows, remarks
 
@@ -201,4 +201,4 @@ def score_folders(
     warnings = [line for check in checks for line in check.warnings()]
     for line in warnings:
         log.print(f"warning: {line}", markup=False, soft_wrap=True)
-    return Scored(rows, faults, len(alone), warnings)
+    return Scored(rows, faults, alone=len(alone), warnings=warnings)

@@ -74,7 +74,9 @@ def match(references: pathlib.Path, predictions: pathlib.Path) -> Matched:
     nested = len(set(bare)) < len(bare)  # equal file names in several folders: the path tells them apart
     cases = [_place(reference, references) if nested else name for reference, name in zip(partners, bare, strict=True)]
     matched = [Pair(case, *both) for case, both in zip(cases, partners.items(), strict=True)]
-    alone = _alone(truth, found, references, predictions) + _alone(found, truth, predictions, references)
+    alone = _alone(truth, found, root=references, other_root=predictions) + _alone(
+        found, truth, root=predictions, other_root=references
+    )
     return Matched(sorted(matched), alone, notes)
 
 

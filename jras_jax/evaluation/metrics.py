@@ -51,7 +51,7 @@ class Scores:
     Attributes:
       dice, jaccard: in [0, 1].
       hd, hd95, assd: in the unit of the spacing (mm, or voxels if it is unknown); NaN if one mask is empty.
-      volume_ml, reference_volume_ml: of prediction and reference; NaN where the spacing is unknown.
+      volume_ml, reference_volume_ml: of prediction and reference; NaN if the spacing is unknown.
       voxels, reference_voxels: the same as counts.
       empty: '' neither mask is empty | 'both' | 'reference' | 'prediction'.
     """
@@ -108,7 +108,9 @@ def _score(reference: np.ndarray, prediction: np.ndarray, sampling: np.ndarray, 
         distances = _surface_distances(reference, prediction, sampling)
     n_ref, n_pred = counts.reference, counts.prediction
     volumes = n_pred * voxel_ml, n_ref * voxel_ml
-    return Scores(counts.dice, counts.jaccard, *distances, *volumes, n_pred, n_ref, counts.empty)
+    return Scores(
+        counts.dice, counts.jaccard, *distances, *volumes, voxels=n_pred, reference_voxels=n_ref, empty=counts.empty
+    )
 
 
 def _surface_distances(a: np.ndarray, b: np.ndarray, sampling: np.ndarray) -> tuple[float, float, float]:

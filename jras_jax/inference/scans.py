@@ -50,7 +50,7 @@ def tasks(source: str | pathlib.Path, output: str | pathlib.Path, note: Note = l
         scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
-    scans = _without_masks(_inputs(source), source, output, note)
+    scans = _without_masks(_inputs(source), source, output=output, note=note)
     if output.name.lower().endswith(pairs.SUFFIXES):
         if source.is_dir():
             raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
@@ -96,12 +96,12 @@ def segment_file(
     match = None
     if gallery is not None:
         match = gallery.known.find(pairs.stem(task.scan), [p.images for p in predictions])
-        _tell(run, task.scan, gallery, match, note)
+        _tell(run, task.scan, gallery=gallery, match=match, note=note)
     values = np.array(LABEL_CONVENTIONS[run.config.dataset.convention], np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
     nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
     try:
-        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, match))
+        files.write_json(task.evidence, _evidence(run, scan, predictions=predictions, gallery=gallery, match=match))
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             task.mask.unlink()

@@ -163,10 +163,12 @@ class Segmenter:
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
         images, masks, mapping = slices or volume_slices(volume, self.grid)
-        predicted = self.slices(images, patient, rows, masks)
+        predicted = self.slices(images, patient, rows=rows, truth=masks)
         labels = mapping.to_native(predicted.probabilities)
         entropy = predictive_entropy(predicted.probabilities)
-        return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
+        return VolumePrediction(
+            labels, images, masks=masks, slices=predicted, mapping=mapping, entropy=entropy, patient=patient
+        )
 
 
 def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
@@ -197,7 +199,16 @@ def _forward(
         embeddings = apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
         scores = None if truth is None else measures.overlap(truth, gallery.masks)
-        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
+        guides = joint.retrieve(
+            embeddings,
+            gallery,
+            queries=queries,
+            selection=selection,
+            num_classes=NUM_CLASSES,
+            scores=scores,
+            key=key,
+            mesh=mesh,
+        )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
 

@@ -98,7 +98,7 @@ class TrainedRun:
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings (N, dim) float32 of slices (N, S, S) uint8 by this run's retriever."""
         batch = max(32, self.config.eval.batch_size)
-        return Embedder(self.model, self.device_mesh, batch, images).embeddings(self.variables)
+        return Embedder(self.model, self.device_mesh, batch_size=batch, images=images).embeddings(self.variables)
 
     def segmenter(self, gallery: Gallery | None, *, tta: bool | None = None) -> Segmenter:
         """A segmenter with this gallery; None for a run without retrieval. `tta` overrides config.eval.tta."""
@@ -151,7 +151,7 @@ class TrainedRun:
         embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
-            gallery_files.save(folder, table, embeddings, fingerprint)
+            gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint)
         empty = gallery_from_table(table, self.config.retriever.dim, self.device_mesh, memory=retrieval.gallery_memory)
         return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
 
@@ -246,7 +246,7 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient or "scan")
+        volume = Volume(image, None, affine=affine, spacing=sizes, spacing_known=known, patient=patient or "scan")
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -308,4 +308,11 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     extra = {k: v for k, v in target.items() if k != "params"}
     best, arrays = checkpoints.restore_best({"state": {kept: target["params"], "extra": extra}})
     restored = arrays["state"]
-    return TrainedRun(config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)
+    return TrainedRun(
+        config,
+        folder,
+        model=model,
+        variables={"params": restored[kept], **restored["extra"]},
+        step=best,
+        device_mesh=device_mesh,
+    )

@@ -16,6 +16,8 @@ from jras_jax.retrieval.retriever import Retriever
 def build_model(config: Config) -> JointModel:
     """The model that a config describes; without retrieval it has neither retriever nor fusion.
 
+    It takes the whole config, because the sections backbone, retriever, fusion, retrieval and train all decide it.
+
     Raises:
       UserError: a name or option that the model tables do not have.
     """
@@ -52,7 +54,10 @@ def build_model(config: Config) -> JointModel:
 
 
 def init_variables(model: JointModel, config: Config) -> Variables:
-    """Random parameters by config.seed (jit-able)."""
+    """Random parameters by config.seed (jit-able).
+
+    It takes the config that the model was built from: `dataset.image_size`, `retrieval.top_k` and `seed` must be its.
+    """
     size, k = config.dataset.image_size, config.retrieval.top_k
     guides = first_guides(1, k=k, size=size, num_classes=NUM_CLASSES) if model.fusion is not None else None
     # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its

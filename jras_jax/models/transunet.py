@@ -212,7 +212,10 @@ class TransUNet(nn.Module):
             self.stem_norm = group_norm(self.groups, self.dtype)
             unit = nn.remat(Unit) if self.remat else Unit
             self.stage = [
-                [unit(self.stem_width * 2**i, 2 if i and not j else 1, self.groups, self.dtype) for j in range(units)]
+                [
+                    unit(self.stem_width * 2**i, stride=2 if i and not j else 1, groups=self.groups, dtype=self.dtype)
+                    for j in range(units)
+                ]
                 for i, units in enumerate(self.stages)
             ]
         self.patch_embedding = PatchEmbedding(self.width, 1 if self.stages else STRIDE, self.dtype)

@@ -67,7 +67,7 @@ def select(
         return Selected(rows, jax.nn.softmax(masked(similarity / temperature, allowed)))
     queries, rows_ = similarity.shape
     noise = ranking_noise(strategy, queries=queries, rows=rows_, temperature=temperature, key=key)
-    indices, present = settle(pick(similarity, allowed, noise, strategy, k), allowed)
+    indices, present = settle(pick(similarity, allowed, noise=noise, strategy=strategy, k=k), allowed)
     near, drawn = (jnp.take_along_axis(x, indices, 1) for x in (similarity, noise))
     return Selected(indices, weigh(near, drawn, present, strategy=strategy, temperature=temperature))
 

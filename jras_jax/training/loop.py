@@ -143,7 +143,7 @@ def run(task: Task, lock: Lock, stop: StopSignal) -> None:
         logging.info("%s has its %d steps already", task.folder, task.started_at)
         return
     bar = Progress(task.title, total=task.length, start=task.started_at, slices_per_step=task.batch_size)
-    live = _Live(task, lock, stop, bar)
+    live = _Live(task, lock, stop=stop, bar=bar)
     try:
         live.steps()
     finally:

@@ -82,7 +82,9 @@ def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
     def group(path: Any, _: Any) -> str:
         name = mesh.path_name(path)
         if name.startswith("retriever/"):
-            constant = is_frozen(name.removeprefix("retriever/"), r.variant, r.trained_blocks, r.lora_rank)
+            constant = is_frozen(
+                name.removeprefix("retriever/"), r.variant, trained_blocks=r.trained_blocks, lora_rank=r.lora_rank
+            )
             return "frozen" if constant else "retriever"
         hits = [p for p, regex in patterns if regex.search(name)]
         used.update(hits)
@@ -130,7 +132,7 @@ def create_state(
 
     Args:
       model: of `build_model`.
-      config: the run.
+      config: the run, whole: the model's shapes, what is frozen, the optimiser and the length come from six sections.
       device_mesh: whose devices hold it.
       initial: variables to start from (host arrays), None: random by the seed.
 
@@ -148,7 +150,7 @@ def create_state(
         params = variables["params"]
         extra = {k: v for k, v in variables.items() if k != "params"}
         ema = params if config.optim.ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), params, extra, tx.init(params), ema)
+        return TrainState(jnp.zeros((), jnp.int32), params, extra=extra, opt_state=tx.init(params), ema=ema)
 
     shardings = mesh.parameter_shardings(jax.eval_shape(fresh, initial), device_mesh)
     state = jax.jit(fresh, out_shardings=shardings)(mesh.put_replicated(device_mesh, initial))

@@ -69,7 +69,7 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-    terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh)
+    terms = LossTerms(model.apply, config.augment, retrieval=config.retrieval, loss=config.loss, mesh=device_mesh)
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -115,18 +115,27 @@ def joint_loss(
     k_augment, k_dropout, k_select, k_view = jax.random.split(key, 4)
     variables = {"params": params, **extra}
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
-    images, labels = augment(k_augment, plain, masks, terms.augment)
+    images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
     guides, overlap = None, None
     embeddings: Any = None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
-        embeddings, seen = _embedded(variables, plain, batch, cache, k_view, k_dropout, terms)
+        embeddings, seen = _embedded(
+            variables, plain, batch=batch, cache=cache, k_view=k_view, k_dropout=k_dropout, terms=terms
+        )
         if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
             overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID)
         selection = joint.Selection.of(terms.retrieval)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, NUM_CLASSES, scores=overlap, key=k_select, mesh=terms.mesh
+            embeddings,
+            gallery,
+            queries=queries,
+            selection=selection,
+            num_classes=NUM_CLASSES,
+            scores=overlap,
+            key=k_select,
+            mesh=terms.mesh,
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
@@ -136,11 +145,13 @@ def joint_loss(
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
     if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, overlap, gallery, queries, terms.retrieval)
+        term = _overlap_term(embeddings, overlap, gallery=gallery, queries=queries, r=terms.retrieval)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
-        term = _contrastive_term(variables, images, labels, embeddings, gallery, queries, terms)
+        term = _contrastive_term(
+            variables, images, labels=labels, embeddings=embeddings, gallery=gallery, queries=queries, terms=terms
+        )
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     full = logits if isinstance(logits, jax.Array) else logits[0]
@@ -164,7 +175,7 @@ def _embedded(
         states = gather_rows(cache, batch["row"][:, None], mesh=terms.mesh)[:, 0]
         return terms.apply(variables, states, True, method="embed", rngs=rngs), batch["mask"]
     # The retriever sees milder augmentation, closer to the unaugmented gallery slices.
-    shown, seen = augment(k_view, plain, batch["mask"].astype(jnp.int32), milder(terms.augment))
+    shown, seen = augment(k_view, plain, masks=batch["mask"].astype(jnp.int32), ranges=milder(terms.augment))
     return terms.apply(variables, shown, True, method="embed_images", rngs=rngs), seen
 
 
@@ -196,8 +207,15 @@ def _contrastive_term(
     """
     r = terms.retrieval
     b, m = images.shape[0], r.contrast_candidates
-    nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
-    found = joint.retrieve(jax.lax.stop_gradient(embeddings), gallery, queries, nearest, NUM_CLASSES, mesh=terms.mesh)
+    nearest = joint.Selection("top_k", m, temperature=r.temperature, exclude=r.exclude)
+    found = joint.retrieve(
+        jax.lax.stop_gradient(embeddings),
+        gallery,
+        queries=queries,
+        selection=nearest,
+        num_classes=NUM_CLASSES,
+        mesh=terms.mesh,
+    )
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
     repeated = jnp.repeat(images, m, 0)
     logits = terms.apply(jax.lax.stop_gradient(variables), repeated, alone, False, method="segment")
