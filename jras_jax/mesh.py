@@ -49,7 +49,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raises UserError where a batch does not divide over the data axis."""
+    """Raises UserError if a batch does not divide over the data axis."""
     if batch_size % mesh.shape["data"]:
         raise UserError(
             f"config.{key}={batch_size} does not divide by the {mesh.shape['data']} devices of the data axis"

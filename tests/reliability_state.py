@@ -25,7 +25,7 @@ def tested(name: str, kind: str, tried: str, outcome: str, *tests: str, each: in
     """
 
     def function(lab: Lab) -> str:
-        figures = re.findall(r"^\.*outcome: (.*)$", hold(*tests), re.MULTILINE)
+        figures = re.findall(r"^outcome: (.*)$", hold(*tests), re.MULTILINE)
         return "; ".join([outcome, *figures])
 
     function.__name__ = name
@@ -143,4 +143,11 @@ tested(
     "2,000 steps with 20 validations and saves",
     "neither memory nor the number of live arrays and threads grows",
     "test_long_run.py",
+)
+tested(
+    "many_volumes",
+    "many volumes",
+    "one evaluation of 84 volumes",
+    "memory does not grow with the volumes that are scored",
+    "test_evaluation_memory.py",
 )
