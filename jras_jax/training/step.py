@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
-from jras_jax.data import NUM_CLASSES
 from jras_jax.data.augment import augment, milder
 from jras_jax.joint import losses
 from jras_jax.retrieval import losses as retrieval_losses
@@ -42,9 +41,11 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's `apply`, sections of the config, and the mesh of the gallery."""
+    """What the joint loss is made of: the model's `apply` and number of classes, sections of the config, and the mesh
+    of the gallery."""
 
     apply: Callable[..., Any]
+    num_classes: int
     augment: configs.Augment
     retrieval: configs.Retrieval
     loss: configs.Loss
@@ -69,7 +70,14 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-    terms = LossTerms(model.apply, config.augment, retrieval=config.retrieval, loss=config.loss, mesh=device_mesh)
+    terms = LossTerms(
+        model.apply,
+        model.num_classes,
+        augment=config.augment,
+        retrieval=config.retrieval,
+        loss=config.loss,
+        mesh=device_mesh,
+    )
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -125,14 +133,14 @@ def joint_loss(
             variables, plain, batch=batch, cache=cache, k_view=k_view, k_dropout=k_dropout, terms=terms
         )
         if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
-            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID)
+            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
         selection = joint.Selection.of(terms.retrieval)
         guides = joint.retrieve(
             embeddings,
             gallery,
             queries=queries,
             selection=selection,
-            num_classes=NUM_CLASSES,
+            num_classes=terms.num_classes,
             scores=overlap,
             key=k_select,
             mesh=terms.mesh,
@@ -155,7 +163,7 @@ def joint_loss(
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     full = logits if isinstance(logits, jax.Array) else logits[0]
-    dice = losses.hard_dice(jnp.argmax(full, -1), labels, NUM_CLASSES)
+    dice = losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes)
     metrics |= {"loss": loss, "dice": dice.mean()}
     return loss, (metrics, updated)
 
@@ -213,7 +221,7 @@ def _contrastive_term(
         gallery,
         queries=queries,
         selection=nearest,
-        num_classes=NUM_CLASSES,
+        num_classes=terms.num_classes,
         mesh=terms.mesh,
     )
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
