@@ -167,7 +167,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     )
     gallery = _gallery(config, model, table=table, device_mesh=device_mesh) if config.retrieval.enabled else None
     segmenter = Segmenter(
-        model,
+        lambda: model,
         joint.Selection.of(config.retrieval) if gallery else None,
         data.grid,
         batch_size=config.eval.batch_size,
