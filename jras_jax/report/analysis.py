@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.evaluation import clinical, statistics
 from jras_jax.evaluation.compare import Comparison, match_rows
 from jras_jax.evaluation.compare import compare as compare_pairs
-from jras_jax.evaluation.metrics import POSITIONS
+from jras_jax.evaluation.metrics import DISTANCES
 from jras_jax.report.files import case_name
 
 Rows = Sequence[Mapping[str, Any]]
-MEASURES = ("dice", "hd95", "assd")
+MEASURES = ("dice", *DISTANCES)
 Estimate = TypeVar("Estimate", statistics.Summary, Comparison)
 
 
@@ -74,13 +73,13 @@ def compare(rows: Rows, baseline: Rows, measures: Sequence[str] = MEASURES) -> d
     return {c.metric: Paired(_without_one(c), unmatched) for c in means}
 
 
-def group_rows(rows: Rows, *columns: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
-    """Rows by the values of columns, structures and phases in the project's order, the rest sorted."""
-    order = {name: i for i, name in enumerate([*STRUCTURES, *PHASES, *POSITIONS])}
+def group_rows(rows: Rows, *columns: str, order: Sequence[str] = ()) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    """Rows by the values of columns: those that `order` names in its order, the rest sorted after them."""
+    ranks = {name: i for i, name in enumerate(order)}
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row.get(c, "")) for c in columns), []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: [(order.get(v, len(order)), v) for v in item[0]]))
+    return dict(sorted(groups.items(), key=lambda item: [(ranks.get(v, len(ranks)), v) for v in item[0]]))
 
 
 def cases(rows: Rows) -> list[Case]:
@@ -172,7 +171,7 @@ INDICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Catch:
-    """Among the `checked` most uncertain cases stand `caught` of the `failures` cases of lowest Dice."""
+    """The `checked` most uncertain cases include `caught` of the `failures` cases of lowest Dice."""
 
     checked: int
     caught: int
@@ -180,7 +179,7 @@ class Catch:
 
 
 def catch(found: Sequence[Case], uncertainty: Sequence[float], share: float = 0.25) -> Catch:
-    """How many of the worst `share` of cases stand in the most uncertain `share`; by chance, that share of them."""
+    """How many of the worst `share` of cases are in the most uncertain `share`; by chance, that share of them."""
     known = [i for i, u in enumerate(uncertainty) if not math.isnan(u) and not math.isnan(found[i].dice)]
     count = max(1, round(share * len(known))) if known else 0
     worst = set(sorted(known, key=lambda i: found[i].dice)[:count])
