@@ -14,6 +14,7 @@ from jras_jax import report
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
 from jras_jax.errors import UserError
+from jras_jax.evaluation.certificate import sentence
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
 from jras_jax.run_folder.layout import RunFolder
@@ -58,6 +59,8 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
     if jax.process_index() != 0:
         return
     print_scores(summary, baseline)
+    if certificate := summary.get("retrieval_certificate"):
+        say(sentence(certificate))
     for warning in summary["warnings"]:
         say(f"note: {warning}")
     name = summary["evaluation"]
@@ -73,5 +76,6 @@ def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str 
     """Evaluates one run on its own data set; returns the summary."""
     run = open_run(folder.path, overrides)
     data = load_data(run.config.dataset, run.splits)
-    title = f"evaluating {run.config.eval.split}"
+    controls = run.config.retrieval.enabled and run.config.eval.certificate
+    title = f"evaluating {run.config.eval.split}{', with control guides too' if controls else ''}"
     return evaluate(run, data, submission=submission, progress=progress(title))

@@ -37,5 +37,10 @@ class Config:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     eval: Eval = dataclasses.field(default_factory=Eval)
 
+    @property
+    def blank_share(self) -> float:
+        """`fusion.blank_share`, its automatic value resolved; 0 without retrieval."""
+        return max(0.0, self.fusion.blank_share) if self.retrieval.enabled else 0.0
+
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Config)}

@@ -145,6 +145,12 @@ class Eval:
         "none", "'largest_component' keeps only the largest component of each structure", change="free"
     )
     tta: bool = setting(False, "test-time augmentation: mean over rotations by -10, 0 and 10 degrees", change="free")
+    certificate: bool = setting(
+        True,
+        "whether an evaluation also scores the checkpoint with random, blank, permuted and oracle guides, which tells "
+        "whether retrieval helps; about three more passes",
+        change="free",
+    )
     evidence_cases: int = setting(
         8, "number of cases kept for the report", at_least=0, at_most=MAX_PATIENTS, change="free"
     )

@@ -19,6 +19,7 @@ from jras_jax import files
 from jras_jax.data import Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
+from jras_jax.evaluation.control_scores import ControlScores
 from jras_jax.evaluation.evidence import EvidenceWriter
 from jras_jax.inference.segmenter import VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
@@ -74,15 +75,22 @@ def evaluate(
     evidence = EvidenceWriter(config.eval.evidence_cases, table)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
+    controls = ControlScores(run, segmenter, table) if table is not None and config.eval.certificate else None
     masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
     for volume, prediction in evaluator.predictions(
         segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
     ):
         masks.add(volume, prediction.labels)
-        evidence.add(volume, prediction, scores.add(volume, prediction))
+        dice = scores.add(volume, prediction)
+        evidence.add(volume, prediction, dice)
         if retrieved is not None:
             retrieved.add(prediction)
-    summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+        if controls is not None:
+            controls.add(volume, prediction, dice)
+    summary = _summary(run, data, scores, volumes, gallery, retrieved)
+    if controls is not None:
+        summary["retrieval_certificate"] = controls.certificate()
+    summary = finite(summary)
     if jax.process_index() == 0:
         _write(run, scores, evidence, summary)
     return summary

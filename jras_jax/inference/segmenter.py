@@ -83,6 +83,7 @@ class Segmenter:
 
     Attributes:
       program: the jitted forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      model, selection: as given. angles: degrees of the rotations of test-time augmentation.
     """
 
     ROTATIONS = (-10.0, 10.0)  # degrees, beside the slice as it is
@@ -98,7 +99,7 @@ class Segmenter:
         tta: bool = False,
         seed: int = 0,
     ):
-        self.grid, self.mesh = grid, device_mesh
+        self.grid, self.mesh, self.model, self.selection = grid, device_mesh, model, selection
         self.variables: joint.Variables | None = None
         self.gallery: Gallery | None = None
         data = device_mesh.shape["data"]
@@ -107,8 +108,8 @@ class Segmenter:
         # A strategy that draws to explore in training takes the best here; 'random' is the control, which draws.
         self._draws = selection is not None and selection.strategy == "random"
         self._oracle = selection is not None and selection.strategy == "oracle"
-        angles = self.ROTATIONS if tta else ()
-        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
+        self.angles = self.ROTATIONS if tta else ()
+        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
         self.program = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
@@ -145,8 +146,8 @@ class Segmenter:
         for start in range(0, n, size):
             at = slice(start, start + size)
             key = jax.random.fold_in(self._key, start) if self._draws else None
-            true = put(_filled(truth[at], size)) if self._oracle and truth is not None else None
-            chunk, own = put(_filled(images[at], size)), put(_filled(rows[at], size, -1))
+            true = put(filled(truth[at], size)) if self._oracle and truth is not None else None
+            chunk, own = put(filled(images[at], size)), put(filled(rows[at], size, -1))
             out = self.program(self.variables, self.gallery, chunk, whose, own, key, true)
             parts.append([np.asarray(x)[: n - start] for x in out])
         return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
@@ -169,7 +170,7 @@ class Segmenter:
         return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
 
 
-def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
+def filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
     """(m, ...) -> (size, ...), filled at the end."""
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
 
@@ -200,15 +201,27 @@ def _forward(
         guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
+    return averaged(model, variables, plain, guides, angles), indices, weights, similarity, agreement
+
+
+def averaged(
+    model: joint.JointModel,
+    variables: joint.Variables,
+    images: jax.Array,
+    guides: Guides | None,
+    angles: tuple[float, ...],
+) -> jax.Array:
+    """Class probabilities (B, S, S, C) of slices (B, S, S) in [0, 1]: the mean over the slice and its rotations."""
+    apply: Any = model.apply
 
     def probabilities(x: jax.Array) -> jax.Array:
         logits = apply(variables, x, guides, method="segment")
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    total = probabilities(plain)
+    total = probabilities(images)
     for angle in angles:
-        total += rotate(probabilities(rotate(plain[..., None], angle)[..., 0]), -angle, fill_background=True)
-    return total / (1 + len(angles)), indices, weights, similarity, agreement
+        total += rotate(probabilities(rotate(images[..., None], angle)[..., 0]), -angle, fill_background=True)
+    return total / (1 + len(angles))
 
 
 def rotate(images: jax.Array, degrees: float, *, fill_background: bool = False) -> jax.Array:

@@ -107,6 +107,7 @@ def read(path: str | pathlib.Path, evaluation: str | None = None) -> ReportedRun
 # The kinds of those entries that the page takes apart; others it shows as they are.
 _SUMMARY: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("mean", "by", "gallery", "retrieval", "paper_2d", "clinical", "uncertainty"), dict),
+    "retrieval_certificate": dict,
     **dict.fromkeys(("split", "unit", "protocol", "name"), str),
     "warnings": list,
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax.data import PHASES
-from jras_jax.evaluation import clinical, statistics
+from jras_jax.evaluation import certificate, clinical, statistics
 from jras_jax.evaluation.compare import FAMILY, LEAST_PATIENTS_FOR_TEST, Comparison
 from jras_jax.report import analysis, charts
 from jras_jax.report.files import ReportedRun
@@ -57,9 +57,9 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
         )
     own = {m: analysis.summarise(run.cases, m) for m in analysis.MEASURES}
     tiles = [_tile(m, own[m], run.unit) for m in analysis.MEASURES]
-    parts: list[Any] = [element("div", *tiles, class_="tiles"), _counted(run)]
+    parts: list[Any] = [element("div", *tiles, class_="tiles"), _certificate(run), _counted(run)]
     if baseline is None:
-        parts.append(absent("No evaluated baseline was given: whether retrieval helps cannot be read from this page."))
+        parts.append(absent("No evaluated baseline was given: the run is compared with none."))
     elif not baseline.cases:
         parts.append(absent(f"The baseline {baseline.path.name} has no cases.csv: it cannot be compared."))
     elif baseline.unit != run.unit:
@@ -69,6 +69,17 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     else:
         parts += _against(run, baseline, own)
     return section("headline", "Headline", *parts, _paper(run, baseline))
+
+
+def _certificate(run: ReportedRun) -> Html | None:
+    """The verdict on retrieval with its numbers; None for a run without retrieval."""
+    found = run.summary.get("retrieval_certificate")
+    if not found:
+        retrieves = (run.config.get("retrieval") or {}).get("enabled")
+        return (
+            absent("This evaluation has no certificate of retrieval: jras evaluate makes one.") if retrieves else None
+        )
+    return paragraph(element("strong", certificate.sentence(found)), f" Test: {found.get('test', 'not named')}.")
 
 
 def _from_summary(run: ReportedRun) -> Html:

@@ -112,14 +112,14 @@ class Controls:
     NAMES = ("retrieval_random", "retrieval_pixel", "retrieval_oracle")
 
     def __init__(self, masks: np.ndarray, images: np.ndarray):
-        self._masks, self._rows = _thinned(masks), _normalised(images)
+        self._masks, self._rows = thinned(masks), _normalised(images)
         self._compare = jax.jit(overlap)
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._values: dict[str, list[np.ndarray]] = {name: [] for name in self.NAMES}
 
     def add(self, truth: np.ndarray, images: np.ndarray, allowed: np.ndarray) -> None:
         """Takes queries: see `controls`."""
-        self._waiting += zip(_thinned(truth), _thinned(images), allowed, strict=True)
+        self._waiting += zip(thinned(truth), thinned(images), allowed, strict=True)
         # Always the same number of queries at once: one program, and sums that do not depend on how they came.
         while len(self._waiting) >= CHUNK:
             self._score(CHUNK)
@@ -166,7 +166,7 @@ def _mix(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return votes.argmax(0)[None].astype(masks.dtype)
 
 
-def _thinned(x: np.ndarray) -> np.ndarray:
+def thinned(x: np.ndarray) -> np.ndarray:
     """(n, S, S) -> (n, T, T), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
     step = max(1, x.shape[-1] // GRID)
     return x[:, ::step, ::step].copy()
@@ -174,6 +174,6 @@ def _thinned(x: np.ndarray) -> np.ndarray:
 
 def _normalised(images: np.ndarray) -> np.ndarray:
     """(n, S, S) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
-    x = _thinned(images).reshape(len(images), -1).astype(np.float32)
+    x = thinned(images).reshape(len(images), -1).astype(np.float32)
     x -= x.mean(1, keepdims=True)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

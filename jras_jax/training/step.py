@@ -20,7 +20,7 @@ from jras_jax import joint, mesh
 from jras_jax.config import Config
 from jras_jax.data import NUM_CLASSES
 from jras_jax.data.augment import augment, milder
-from jras_jax.joint import losses
+from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
@@ -30,6 +30,7 @@ from jras_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]  # image, mask (B, S, S) uint8; patient, row (B,) int32
 Metrics = dict[str, jax.Array]
+BLANK_STREAM = 100  # folded into the step's key; above 3, so that it is none of the keys that the step splits off
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
@@ -42,13 +43,14 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's `apply`, sections of the config, and the mesh of the gallery."""
+    """What the joint loss is made of: the model's `apply`, parts of the config, and the mesh of the gallery."""
 
     apply: Callable[..., Any]
     augment: configs.Augment
     retrieval: configs.Retrieval
     loss: configs.Loss
     mesh: Mesh | None
+    blank_share: float = 0.0
 
 
 def make_step(
@@ -69,7 +71,7 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-    terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh)
+    terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share)
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -130,6 +132,9 @@ def joint_loss(
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
+        if terms.blank_share:
+            draw = jax.random.bernoulli(jax.random.fold_in(key, BLANK_STREAM), terms.blank_share, images.shape[:1])
+            guides = controls.blanked(guides, draw)
     logits, updated = terms.apply(
         variables, images, guides, True, method="segment", rngs={"dropout": k_dropout}, mutable=list(extra)
     )
