@@ -51,7 +51,7 @@ RETRIEVED = {
     "random": ("random gallery slice", False),
     "pixel": ("nearest by pixels", False),
     "dice_1": ("this run: first guide", True),
-    "dice_k": ("this run: mix of k guides", True),
+    "dice_k": ("this run: mix of k guides (soft)", True),
     "oracle": ("best slice there is (oracle)", False),
 }
 OTHER_MEASURES = {

@@ -50,9 +50,9 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
       masks: (N, S, S) labels of the gallery.
 
     Returns:
-      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': of the weighted mix of
-      the K masks (the class with the most weight, pixel by pixel); 'weight_entropy' in nats; 'gallery_used': share of
-      the rows that were a guide of any query. NaN where there are no queries.
+      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': soft Dice of the weighted
+      mean of the K one-hot masks (see `mix_overlap`); 'weight_entropy' in nats; 'gallery_used': share of the rows that
+      were a guide of any query. NaN where there are no queries.
     """
     return averages(*guide_dice(truth, indices, weights, masks), indices, weights, len(masks))
 
@@ -60,12 +60,29 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
 def guide_dice(
     truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dice of each query's heaviest guide and of the weighted mix of its guides, (Q,) float64 each; see `summary`."""
+    """Dice of each query's heaviest guide and soft Dice of the mix of its guides, (Q,) float64 each; see `summary`."""
     if not len(truth):
         return np.zeros(0), np.zeros(0)
     first = masks[indices[np.arange(len(indices)), weights.argmax(1)]]
-    mixed = np.concatenate([_mix(masks[i], w) for i, w in zip(indices, weights, strict=True)])
-    return pairwise_dice(truth, first), pairwise_dice(truth, mixed)
+    mixed = [mix_overlap(t, masks[i], w) for t, i, w in zip(truth, indices, weights, strict=True)]
+    return pairwise_dice(truth, first), np.array(mixed)
+
+
+def mix_overlap(truth: np.ndarray, masks: np.ndarray, weights: np.ndarray) -> float:
+    """Soft Dice of the weighted mean of a query's guide masks with its true mask.
+
+    2 sum(m t) / (sum m + sum t) a structure, m being the share of the guides' weight that has the structure at a pixel;
+    the mean over the structures that the truth or a guide of weight above 0 has. 1 if there are none.
+
+    Args:
+      truth: (S, S) labels. masks: (K, S, S) labels of the guides. weights: (K,) of sum 1.
+    """
+    scores = []
+    for label in range(1, NUM_CLASSES):
+        true, share = truth == label, np.tensordot(weights.astype(np.float64), masks == label, 1)
+        total = share.sum() + true.sum()
+        scores += [float(dice(share[true].sum(), total))] if total else []
+    return float(np.mean(scores)) if scores else 1.0
 
 
 def averages(
@@ -158,12 +175,6 @@ def neighbour_drift(before: np.ndarray, after: np.ndarray, patient: np.ndarray, 
     a, b = (np.asarray(_neighbours(e, patient, k)) for e in (before, after))
     kept = (a[:, :, None] == b[:, None, :]).any(-1).mean()
     return float(1.0 - kept)
-
-
-def _mix(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(K, S, S) labels and (K,) weights -> (1, S, S): the class with the most weight at each pixel."""
-    votes = np.stack([(weights[:, None, None] * (masks == label)).sum(0) for label in range(NUM_CLASSES)])
-    return votes.argmax(0)[None].astype(masks.dtype)
 
 
 def thinned(x: np.ndarray) -> np.ndarray:
