@@ -82,6 +82,7 @@ def write_fake_run(
                 "vendor": ("Siemens", "Philips")[number % 2],
                 "centre": "",
                 "unit": unit,
+                "expected_dice": 0.3 + 0.7 * dice + 0.02 * float(rng.normal()),
                 "entropy": 0.6 - 0.5 * dice + 0.02 * float(rng.normal()),
                 "guide_agreement": 0.4 + 0.4 * dice + 0.05 * float(rng.normal()) if guides else math.nan,
             }

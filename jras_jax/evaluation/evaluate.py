@@ -18,7 +18,7 @@ from jras_jax import config as configs
 from jras_jax import files
 from jras_jax.data import Volume
 from jras_jax.data.load import RunData
-from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
+from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, triage
 from jras_jax.evaluation.control_scores import ControlScores
 from jras_jax.evaluation.evidence import EvidenceWriter
 from jras_jax.inference.segmenter import VolumePrediction
@@ -179,17 +179,8 @@ class _Scores:
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
-        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
-        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.cases:
-            cases.setdefault((row["patient"], row["phase"]), []).append(row)
-        dice = [float(np.mean([r["dice"] for r in rows])) for rows in cases.values()]
-        signs = {
-            "entropy": [rows[0]["entropy"] for rows in cases.values()],
-            "guide_disagreement": [1.0 - rows[0]["guide_agreement"] for rows in cases.values()],
-        }
-        found = {name: statistics.spearman(values, dice) for name, values in signs.items()}
-        return {f"{name}_vs_dice": {"spearman": c.rho, "p": c.p, "n": c.n} for name, c in found.items() if c.n}
+        """How well the signs that need no truth rank the cases by Dice, see `triage.ranking`."""
+        return triage.ranking(self.cases)
 
 
 def _summary(

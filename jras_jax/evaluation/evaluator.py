@@ -57,6 +57,7 @@ def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, An
         "vendor": volume.vendor,
         "centre": volume.centre,
         "unit": "mm" if volume.spacing_known else "voxel",
+        "expected_dice": prediction.expected_dice,
         "entropy": prediction.entropy,
         "guide_agreement": float(agreement[known].mean()) if known.any() else float("nan"),
     }

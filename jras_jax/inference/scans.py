@@ -191,7 +191,8 @@ def _evidence(
             agreement = prediction.slices.agreement
             for entry, guides, agreed in zip(slices, gallery.guides(prediction), agreement, strict=True):
                 entry |= {"guides": guides, "guide_agreement": round(float(agreed), 6)}
-        out["frames"].append({"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices})
+        signs = {"expected_dice": prediction.expected_dice, "entropy": prediction.entropy}
+        out["frames"].append({"frame": t} | {k: round(v, 6) for k, v in signs.items()} | {"slices": slices})
     return out
 
 

@@ -50,6 +50,7 @@ class VolumePrediction:
       mapping: between the two grids.
       entropy: mean predictive entropy over the predicted foreground and its rim, nats.
       patient: the gallery's number of the volume's patient, for the leak rule; -1 if not in the gallery.
+      expected_dice: the Dice that the probabilities expect of their own mask, see `expected_dice`; NaN if not computed.
     """
 
     labels: np.ndarray
@@ -59,6 +60,7 @@ class VolumePrediction:
     mapping: GridMap
     entropy: float
     patient: int = -1
+    expected_dice: float = float("nan")
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -166,8 +168,8 @@ class Segmenter:
         images, masks, mapping = slices or volume_slices(volume, self.grid)
         predicted = self.slices(images, patient, rows, masks)
         labels = mapping.to_native(predicted.probabilities)
-        entropy = predictive_entropy(predicted.probabilities)
-        return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
+        entropy, expected = (f(predicted.probabilities) for f in (predictive_entropy, expected_dice))
+        return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient, expected)
 
 
 def filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
@@ -258,3 +260,15 @@ def predictive_entropy(probabilities: np.ndarray) -> float:
     if not near.any():
         return 0.0
     return float(-(p[near] * np.log(p[near])).sum(-1).mean())
+
+
+def expected_dice(probabilities: np.ndarray) -> float:
+    """The Dice that (n, S, S, C) probabilities of a volume expect of their own mask, in [0, 1].
+
+    2 sum(p m) / (sum p + sum m) of each foreground class, with m the mask that the probabilities give; the mean over
+    the classes. The sums run over the model grid, and post-processing does not change them.
+    """
+    p = probabilities[..., 1:].astype(np.float64)
+    m = probabilities.argmax(-1)[..., None] == np.arange(1, probabilities.shape[-1])
+    total = p.sum((0, 1, 2)) + m.sum((0, 1, 2))
+    return float(dice(np.where(m, p, 0.0).sum((0, 1, 2)), total).mean())

@@ -65,7 +65,7 @@ def _heading(
     low = f"{rank + 1} of {total} from the lowest"
     place = low if rank < total / 2 else f"{total - rank} of {total} from the highest"
     facts = [", ".join(f"{s} {number(v)}" for s, v in case.by_structure.items())]
-    facts += [f"HD95 {number(case.hd95, 2)} {plural_unit(unit)}", f"entropy {number(case.entropy)} nats"]
+    facts += [f"HD95 {number(case.hd95, 2)} {plural_unit(unit)}", f"expected Dice {number(case.expected)}"]
     facts += [f"{plural(case.empty, 'structure')} with an empty mask"] if case.empty else []
     facts += [f"guide agreement {number(case.agreement)}"] if item.guides else []
     facts += [f"group {case.group}"] if case.group else []
@@ -79,6 +79,6 @@ def _all_cases(found: Sequence[analysis.Case], unit: str, shown: Mapping[str, st
     for c in found:
         name = element("a", c.name, href=f"#{shown[c.name]}") if c.name in shown else c.name
         figures = [number(c.dice), *(number(c.by_structure.get(s)) for s in STRUCTURES), number(c.hd95, 2)]
-        rows.append([name, c.group or NOTHING, c.vendor or NOTHING, *figures, number(c.entropy), number(c.agreement)])
-    header += ["Entropy, nats", "Guide agreement"]
+        rows.append([name, c.group or NOTHING, c.vendor or NOTHING, *figures, number(c.expected), number(c.entropy)])
+    header += ["Expected Dice", "Entropy, nats"]
     return table(header, rows, caption="All cases, the lowest Dice first", text_columns=3)

@@ -50,9 +50,9 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
       masks: (N, S, S) labels of the gallery.
 
     Returns:
-      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': soft Dice of the weighted
-      mean of the K one-hot masks (see `mix_overlap`); 'weight_entropy' in nats; 'gallery_used': share of the rows that
-      were a guide of any query. NaN where there are no queries.
+      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': soft Dice of the mean of
+      the K one-hot masks by weight (see `mix_overlap`); 'weight_entropy' in nats; 'gallery_used': share of the rows
+      that were a guide of any query. NaN where there are no queries.
     """
     return averages(*guide_dice(truth, indices, weights, masks), indices, weights, len(masks))
 
