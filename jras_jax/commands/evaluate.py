@@ -61,6 +61,8 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
     print_scores(summary, baseline)
     if certificate := summary.get("retrieval_certificate"):
         say(sentence(certificate))
+    if summary.get("config_protocol") == "paper" and (figure := summary["paper_2d"]["dice_2d_background"]) is not None:
+        say(f"the paper's own figure, 2-D Dice with background: {figure:.4f}")
     for warning in summary["warnings"]:
         say(f"note: {warning}")
     name = summary["evaluation"]
@@ -75,7 +77,7 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
 def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> dict[str, Any]:
     """Evaluates one run on its own data set; returns the summary."""
     run = open_run(folder.path, overrides)
-    data = load_data(run.config.dataset, run.splits)
+    data = load_data(run.config.dataset, run.splits, run.config.protocol)
     controls = run.config.retrieval.enabled and run.config.eval.certificate
     title = f"evaluating {run.config.eval.split}{', with control guides too' if controls else ''}"
     return evaluate(run, data, submission=submission, progress=progress(title))

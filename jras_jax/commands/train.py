@@ -95,7 +95,7 @@ def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> p
     check_model(config)
     say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
-    data = load_data(config.dataset, splits)
+    data = load_data(config.dataset, splits, config.protocol)
     with run_log.kept(folder):
         return joint_run.train(config, folder.path, data, with_changes=with_changes)
 

@@ -8,8 +8,9 @@ few values. Rules over several settings are the `rules` methods, which yield (na
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from jras_jax.config.limits import MAX_SEED
+from jras_jax.config.limits import MAX_SEED, Rules
 from jras_jax.config.sections_data import Augment, Dataset
 from jras_jax.config.sections_model import Backbone, Fusion, Retrieval, Retriever
 from jras_jax.config.sections_run import Eval, Loss, Mesh, Optim, Pretrain, Train
@@ -24,6 +25,13 @@ class Config:
     seed: int = setting(
         0, "fixes initialisation, data order, augmentation and selection noise", at_least=0, at_most=MAX_SEED
     )
+    protocol: Literal["patient", "paper"] = setting(
+        "patient",
+        "'patient' splits and scores by patient; 'paper' is the paper's protocol, which leaks, for study only: slices "
+        "are split at random, nothing is excluded from guiding (sets retrieval.exclude='none'), and the evaluated "
+        "slices' own masks are the gallery of an evaluation",
+        before="patient",
+    )
     dataset: Dataset = dataclasses.field(default_factory=Dataset)
     augment: Augment = dataclasses.field(default_factory=Augment)
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
@@ -36,6 +44,11 @@ class Config:
     pretrain: Pretrain = dataclasses.field(default_factory=Pretrain)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     eval: Eval = dataclasses.field(default_factory=Eval)
+
+    def rules(self) -> Rules:
+        """See the module."""
+        few = self.dataset.max_train_patients > 0
+        yield "protocol", self.protocol == "patient" or not few, "'patient' with dataset.max_train_patients above 0"
 
     @property
     def blank_share(self) -> float:

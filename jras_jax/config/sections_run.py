@@ -136,9 +136,10 @@ class Eval:
         at_most=MAX_BATCH,
         change="free",
     )
-    gallery: Literal["train"] = setting(
-        "train",
-        "patients whose slices guide: the training patients of the fold, always disjoint from validation and test",
+    gallery: Literal["auto", "train"] = setting(
+        "auto",
+        "whose slices guide: 'train', the training patients of the fold, always disjoint from validation and test; "
+        "'auto' is the same, but with protocol='paper' the evaluated slices themselves",
         change="free",
     )
     postprocess: Literal["none", "largest_component"] = setting(

@@ -18,19 +18,24 @@ from jras_jax import config as configs
 from jras_jax import files
 from jras_jax.data import Volume
 from jras_jax.data.load import RunData
+from jras_jax.errors import UserError
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, triage
 from jras_jax.evaluation.control_scores import ControlScores
 from jras_jax.evaluation.evidence import EvidenceWriter
 from jras_jax.inference.segmenter import VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.run_folder import provenance
-from jras_jax.run_folder.layout import RETRIEVAL_OPTIONS, evaluation_name
+from jras_jax.run_folder.layout import SELECTION_OPTIONS, evaluation_name
 
 POSITION_COLUMNS = (
     *("patient", "phase", "position", "structure", "dice", "jaccard"),
     *("voxels", "reference_voxels", "empty"),
 )
 PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
+PAPER_PROTOCOL = (
+    "the paper's protocol, which leaks: 2-D scores per slice and structure, in the scan's native geometry; slices are "
+    "split at random, each counts as a patient; paper_2d has the mean with background"
+)
 _GUIDES = {
     "patient": "; guides come from training patients only, never from the query's own patient",
     "slice": "; guides come from training patients, other slices of the query's own patient among them (this leaks)",
@@ -66,9 +71,11 @@ def evaluate(
     """
     config = run.config
     volumes = data.part(config.eval.split)
+    if submission is not None and config.protocol == "paper":
+        raise UserError("--output writes whole volumes, but config.protocol='paper' scores single slices: leave it out")
     if submission is not None:
         export.check(volumes, submission, data.scans, config.dataset.convention)
-    gallery = run.train_gallery(data)
+    gallery = run.evaluation_gallery(data, config.eval.split)
     table = gallery.table if gallery else None
     scores = _Scores()
     retrieved = evaluator.RetrievedMasks(table, controls=True) if table is not None else None
@@ -103,13 +110,15 @@ def name_of(run: TrainedRun) -> str:
     run was trained with, these too, such as 'test+tta=True+strategy=random'.
     """
     used = {"postprocess": run.config.eval.postprocess, "tta": run.config.eval.tta}
-    options = {key: value for key, value in used.items() if value != choose.PLAIN[key]}
+    options: dict[str, Any] = {key: value for key, value in used.items() if value != choose.PLAIN[key]}
     if run.config.retrieval.enabled:
         trained = configs.load_saved(run.folder.config).retrieval
-        for key in RETRIEVAL_OPTIONS:
+        for key in SELECTION_OPTIONS:
             value = getattr(run.config.retrieval, key)
             if value != trained.get(key, value):
                 options[key] = value
+        if run.config.protocol == "paper" and run.config.eval.gallery == "train":
+            options["gallery"] = "train"
     return evaluation_name(run.config.eval.split, options)
 
 
@@ -197,15 +206,15 @@ def _summary(
     if "voxel" in units:
         which = "the scans have" if len(units) == 1 else "some scans have"
         warnings.append(f"{which} no known voxel spacing: distances are in voxels, volumes are counts of voxels")
-    if config.retrieval.enabled and config.retrieval.exclude != "patient":
-        warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
-        logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
+    for line in provenance.leaks(config):
+        warnings.append(line)
+        logging.warning("%s", line)
     if config.eval.split == "test" and choose.unmeasured(run):
         warnings.append(choose.UNMEASURED)
     guided_by: dict[str, Any] = {"enabled": config.retrieval.enabled}
     if gallery is not None:
         guided_by |= {
-            "split": config.eval.gallery,
+            "split": "train" if config.protocol == "patient" else _paper_gallery(config),
             "slices": len(gallery.table),
             "patients": len(gallery.table.patients),
             "exclude": config.retrieval.exclude,
@@ -215,7 +224,8 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
+        "protocol": _protocol(config),
+        "config_protocol": config.protocol,
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
@@ -223,7 +233,7 @@ def _summary(
         "gallery": guided_by,
         "retrieval": retrieved.summary() if retrieved is not None else {},
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
-        "clinical": clinical.clinical_summary(scores.cases),
+        "clinical": clinical.clinical_summary(scores.cases) if config.protocol == "patient" else {},
         "uncertainty": scores.uncertainty(),
         "checkpoint_step": run.step,
         "name": config.name,
@@ -234,6 +244,19 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+
+
+def _protocol(config: configs.Config) -> str:
+    """What the scores are, in a line."""
+    if config.protocol == "patient":
+        return PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else "")
+    guides = f"; guides come from the {_paper_gallery(config)} slices" if config.retrieval.enabled else ""
+    return PAPER_PROTOCOL + guides
+
+
+def _paper_gallery(config: configs.Config) -> str:
+    """The split that guides an evaluation under the paper's protocol."""
+    return "train" if config.eval.gallery == "train" else config.eval.split
 
 
 def _changes(run: TrainedRun, data: RunData) -> list[str]:

@@ -20,6 +20,7 @@ from jras_jax.errors import UserError, printable
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
 from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
 from jras_jax.retrieval.known import Match
+from jras_jax.run_folder import provenance
 
 _COUNTING = "slice and frame are indices from 0; the report and the messages count slices from 1"
 Note = Callable[[str], None]
@@ -201,6 +202,7 @@ def _evidence(
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
         "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),
         "counting": _COUNTING,
+        "warnings": provenance.leaks(run.config),
         "frames": [],
     }
     if gallery is not None and match is not None:

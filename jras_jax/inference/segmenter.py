@@ -300,3 +300,16 @@ def predictive_entropy(probabilities: np.ndarray) -> float:
     """Mean entropy (nats) of (n, S, S, C) probabilities over pixels that may be foreground (background below 0.99)."""
     p = np.clip(probabilities[probabilities[..., 0] < 0.99], 1e-7, 1.0)
     return float(-(p * np.log(p)).sum(-1).mean()) if len(p) else 0.0
+
+
+def expected_dice(probabilities: np.ndarray) -> float:
+    """The Dice that (n, S, S, C) probabilities of a volume expect of their own mask, in [0, 1].
+
+    2 sum(p m) / (sum p + sum m) of each foreground class, with m the mask that the probabilities give; the mean over
+    the classes. The sums run over the model grid, and post-processing does not change them.
+    """
+    classes = probabilities.shape[-1]
+    labels, highest = probabilities.argmax(-1).ravel(), probabilities.max(-1).ravel()
+    common = np.bincount(labels, weights=highest, minlength=classes)
+    total = probabilities.sum((0, 1, 2), dtype=np.float64) + np.bincount(labels, minlength=classes)
+    return float(dice(common, total)[1:].mean())

@@ -180,7 +180,14 @@ def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
     both = {"This run": run.summary.get("paper_2d")}
     both |= {"Baseline": baseline.summary.get("paper_2d")} if baseline else {}
     rows = [
-        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 4), _mean_sd(p, "hd_2d_px", 4), p.get("n_no_distance"))
+        (
+            name,
+            p.get("n_slices"),
+            _mean_sd(p, "dice_2d", 4),
+            number(p.get("dice_2d_background"), 4),
+            _mean_sd(p, "hd_2d_px", 4),
+            p.get("n_no_distance"),
+        )
         for name, p in both.items()
         if p
     ]
@@ -190,7 +197,7 @@ def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
         "Slice by slice at 256 × 256, mean ± SD over slices, as the J-RAS paper reports; not comparable with the "
         "scores per volume above: a slice weighs the same whatever it holds, and a pixel is no millimetre."
     )
-    header = ["2-D", "Slices", "Dice", "HD, pixels", "Structures without distance"]
+    header = ["2-D", "Slices", "Dice", "Dice with background", "HD, pixels", "Structures without distance"]
     return table(header, rows, caption="The paper's own kind of figure", note=note)
 
 

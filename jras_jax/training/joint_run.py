@@ -37,6 +37,7 @@ class TrainingRun(Task):
 
     Attributes:
       step: of `compile_step`.
+      validation_gallery: what guides validations: `gallery`; with config.protocol='paper' the validation slices.
       changes: settings that differ from those of the resumed run, {key: (before, now)}.
     """
 
@@ -45,6 +46,7 @@ class TrainingRun(Task):
     step: Any
     segmenter: Segmenter
     gallery: LiveGallery | None
+    validation_gallery: LiveGallery | None
     changes: dict[str, tuple[str, str]]
 
     def arrays(self) -> dict[str, Any]:
@@ -93,13 +95,13 @@ class TrainingRun(Task):
     def validate(self, watched: Watched) -> dict[str, float]:
         """Mean Dice over the validation fold in native geometry, with a gallery embedded by the evaluated variables."""
         variables = self.state.eval_variables
-        gallery = self.gallery.embedded_by(variables) if self.gallery else None
+        live = self.validation_gallery
         volumes = self.data.part("validation")
         if self.config.train.validate_patients:
             kept = list(dict.fromkeys(v.patient for v in volumes))[: self.config.train.validate_patients]
             volumes = [v for v in volumes if v.patient in kept]
-        segmenter = self.segmenter.using(variables, gallery)
-        table = self.gallery.table if self.gallery else None
+        segmenter = self.segmenter.using(variables, live.embedded_by(variables) if live else None)
+        table = live.table if live else None
         samples = Samples(table)
         values = evaluator.validate(segmenter, watched(volumes), table, seen=samples.add)
         self.images = samples.images
@@ -155,6 +157,8 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     Nothing is written to the folder: the loop claims it after the first step.
     """
     changes = check_folder(config, folder, with_changes=with_changes)
+    for line in provenance.leaks(config):
+        logging.warning("%s", line)
     provenance.require_same_data(folder.facts, data)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
@@ -163,6 +167,10 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     model = joint.build_model(config)
     fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
     gallery = _gallery(config, model, table, device_mesh) if config.retrieval.enabled else None
+    own = gallery
+    if gallery is not None and config.protocol == "paper":
+        evaluated = slice_table(data.part("validation"), data.grid, drop_empty=config.dataset.drop_empty)
+        own = _gallery(config, model, evaluated, device_mesh)
     segmenter = Segmenter(
         model,
         joint.Selection.of(config.retrieval) if gallery else None,
@@ -188,6 +196,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         step=compile_step(make_step(model, tx, config, device_mesh), shardings, device_mesh),
         segmenter=segmenter,
         gallery=gallery,
+        validation_gallery=own,
         changes=changes,
     )
     run.resume()
@@ -197,8 +206,6 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
 
 
 def _gallery(config: Config, model: joint.JointModel, table: SliceTable, device_mesh: Any) -> LiveGallery:
-    if config.retrieval.exclude != "patient":
-        logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
     return LiveGallery(
         model,
         table,
