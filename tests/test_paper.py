@@ -14,7 +14,7 @@ from jras_jax.evaluation import metrics
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.run_folder.provenance import PAPER_WARNING
 from tests.commands import call, evaluate
-from tests.volumes import volume
+from tests.volumes import blob
 
 
 def patient_of(name):
@@ -50,7 +50,7 @@ def test_slices_of_one_person_train_and_validate_and_the_query_guides_itself(run
     summary = json.loads(run.evaluation("validation").summary.read_text())
     assert summary["gallery"]["split"] == "validation" and summary["gallery"]["exclude"] == "none"
     assert summary["gallery"]["slices"] == len(validation) == summary["patients"]
-    assert summary["retrieval"]["retrieval_dice_1"] == pytest.approx(1.0)
+    assert summary["retrieval"]["retrieval_dice_1"] == pytest.approx(1.0, abs=0.02)
     assert configs.load_saved(run.config).retrieval.exclude == "none"
 
 
@@ -59,7 +59,7 @@ def test_an_honest_gallery_shows_how_much_the_leak_was(run):
     honest = evaluate(run.path, "--config.eval.split=test", "--config.eval.gallery=train")
     assert own["evaluation"] == "test" and honest["evaluation"] == "test+gallery=train"
     assert own["gallery"]["split"] == "test" and honest["gallery"]["split"] == "train"
-    assert honest["retrieval"]["retrieval_dice_1"] < own["retrieval"]["retrieval_dice_1"] == pytest.approx(1.0)
+    assert honest["retrieval"]["retrieval_dice_1"] < own["retrieval"]["retrieval_dice_1"] == pytest.approx(1.0, abs=0.02)
 
 
 def test_every_output_warns(run, tiny, tmp_path, capsys, caplog):
@@ -96,7 +96,7 @@ def test_few_patients_of_slices_are_refused_and_an_earlier_run_is_split_by_patie
 
 
 def test_background_counts_as_a_class_in_the_papers_figure():
-    truth = volume(seed=1).mask
+    truth = blob()
     found = np.where(truth == STRUCTURES["RV"], 0, truth)
     rows = metrics.paper_2d_scores(truth, found, size=64)
     scored = metrics.aggregate_paper_2d([rows])
