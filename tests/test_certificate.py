@@ -12,8 +12,11 @@ import pytest
 
 from jras_jax.data.dice import structure_counts
 from jras_jax.evaluation import certificate, control_scores, evaluator
-from jras_jax.evaluation.evaluate import evaluate
+from jras_jax.evaluation.evaluate import evaluate, finite
 from jras_jax.inference.trained_run import open_run
+from jras_jax.report import write_report
+from jras_jax.run_folder.layout import RunFolder
+from tests.fake_run import write_fake_run
 
 KEYS = ("real", *certificate.CONTROLS)
 
@@ -134,6 +137,19 @@ def test_several_devices_give_the_same_certificate(scored, folder):
     found = evaluate(opened(folder, "mesh.data=3"), data)["retrieval_certificate"]
     for name in KEYS:
         assert found[name] == pytest.approx(summary["retrieval_certificate"][name], abs=1e-4), name
+
+
+def test_the_report_quotes_the_verdict_and_a_run_without_it_is_told_how_to_get_one(tmp_path):
+    run = RunFolder(write_fake_run(tmp_path / "run", patients=2, shown=0))
+    assert "has no certificate of retrieval" in write_report(run.path).read_text()
+    dice = {name: [0.8, 0.7, 0.75, 0.72] for name in KEYS}
+    found = certificate.certify(dice, ["a", "a", "b", "b"], trained_with_blank=True, strategy="top_k")
+    file = run.evaluation("validation").summary
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"retrieval_certificate": finite(found)}))
+    page = write_report(run.path).read_text()
+    assert "Retrieval has no measurable effect: Dice 0.742" in page and "one seed" in page
+    plain = write_fake_run(tmp_path / "plain", patients=2, shown=0, guides=0)
+    assert "certificate of retrieval" not in write_report(plain).read_text()
 
 
 def against(difference, p):

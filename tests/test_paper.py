@@ -59,7 +59,9 @@ def test_an_honest_gallery_shows_how_much_the_leak_was(run):
     honest = evaluate(run.path, "--config.eval.split=test", "--config.eval.gallery=train")
     assert own["evaluation"] == "test" and honest["evaluation"] == "test+gallery=train"
     assert own["gallery"]["split"] == "test" and honest["gallery"]["split"] == "train"
-    assert honest["retrieval"]["retrieval_dice_1"] < own["retrieval"]["retrieval_dice_1"] == pytest.approx(1.0, abs=0.02)
+    assert (
+        honest["retrieval"]["retrieval_dice_1"] < own["retrieval"]["retrieval_dice_1"] == pytest.approx(1.0, abs=0.02)
+    )
 
 
 def test_every_output_warns(run, tiny, tmp_path, capsys, caplog):
