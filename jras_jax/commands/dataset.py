@@ -8,10 +8,16 @@ from typing import Any
 import tfds_builders
 from jras_jax import files
 from jras_jax.config import Dataset
-from jras_jax.data import phantom
+from jras_jax.data import DatasetDescription, phantom
+from jras_jax.data.description import named
 from jras_jax.data.load import RunData, load
 from jras_jax.errors import UserError
 from jras_jax.hosts import first_host_first
+
+
+def describe(dataset: Dataset) -> DatasetDescription:
+    """The description of a config's data set, before it is built."""
+    return named(dataset.name)
 
 
 def load_data(dataset: Dataset, splits: dict[str, Any] | None = None, protocol: str = "patient") -> RunData:

@@ -12,7 +12,6 @@ import rich.console
 import rich.progress
 import rich.table
 
-from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.data.remarks import Teller
 
 
@@ -67,9 +66,9 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
     if baseline:
         table.add_column("without", justify="right")
     number = lambda s, k: f"{s['by'][k]['dice']:.4f}" if k in s["by"] else "-"  # noqa: E731
-    for structure in STRUCTURES:
-        for phase in PHASES:
-            key = f"{structure}/{phase}"
+    for structure in summary["structures"]:
+        for phase in summary["phases"] or [""]:
+            key = f"{structure}/{phase}".rstrip("/")
             table.add_row(structure, phase, number(summary, key), *([number(baseline, key)] if baseline else []))
     table.add_section()
     mean = [f"{s['mean']['dice']:.4f}" for s in (summary, baseline) if s]

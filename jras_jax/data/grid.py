@@ -42,6 +42,7 @@ class GridMap:
       image_size: S.
       slice_axis: the axis of the volume as stored that runs through the slices; 2 unless the scan is stored otherwise.
         Below, X, Y and Z are its axes with the slices last.
+      num_classes: of the volume's labels, the background among them.
     """
 
     shape: tuple[int, int, int]
@@ -51,6 +52,7 @@ class GridMap:
     scale: tuple[float, float]
     image_size: int
     slice_axis: int = 2
+    num_classes: int = NUM_CLASSES
 
     def _oriented(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z, ...) as stored -> (rows, columns, Z, ...)."""
@@ -79,7 +81,7 @@ class GridMap:
 
     def labels_to_model(self, mask: np.ndarray) -> np.ndarray:
         """(X, Y, Z) labels -> (Z, S, S) uint8: the class with the largest share of the pixel."""
-        onehot = (mask[..., None] == np.arange(1, NUM_CLASSES)).astype(np.float32)
+        onehot = (mask[..., None] == np.arange(1, self.num_classes)).astype(np.float32)
         shares = self.to_model(onehot)
         background = 1.0 - shares.sum(-1, keepdims=True)
         return np.argmax(np.concatenate([background, shares], -1), -1).astype(np.uint8)
@@ -127,7 +129,7 @@ def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
     else:
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
         scale = (factor, factor)
-    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis)
+    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis, volume.description.num_classes)
 
 
 def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:

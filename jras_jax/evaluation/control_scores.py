@@ -44,7 +44,7 @@ class ControlScores:
         assert segmenter.gallery is not None
         self._rule, self._blanks, self._seed = run.config.eval.postprocess, run.config.blank_share > 0, run.config.seed
         self._selection = Selection.of(run.config.retrieval)
-        self._guided, self._table = GuidedSegmenter(segmenter), table
+        self._guided, self._table, self._classes = GuidedSegmenter(segmenter), table, segmenter.model.num_classes
         self._rows = len(segmenter.gallery)  # with the padding that the devices need
         thin = jnp.asarray(measures.thinned(table.masks))
         nobody = jnp.zeros((len(table), 0))
@@ -65,7 +65,9 @@ class ControlScores:
         self._dice["real"].append(dice)
         for i, name in enumerate(given):
             labels = prediction.mapping.to_native(found[i * n : (i + 1) * n])
-            counts = structure_counts(volume.mask, postprocessed_labels(labels, self._rule))
+            counts = structure_counts(
+                volume.mask, postprocessed_labels(labels, self._rule), volume.description.structures
+            )
             self._dice[name].append(float(np.mean([c.dice for c in counts.values()])))
         for name in set(CONTROLS) - set(given):
             self._dice[name].append(dice)
@@ -103,7 +105,8 @@ class ControlScores:
         for start in range(0, len(truth), _QUERIES):
             at = slice(start, start + _QUERIES)
             queries = [filled(x[at], _QUERIES) for x in (truth, patient, rows)]
-            found = _choose(self._gallery, *queries, jax.random.fold_in(key, start), selection=self._selection)
+            options = {"selection": self._selection, "num_classes": self._classes}
+            found = _choose(self._gallery, *queries, jax.random.fold_in(key, start), **options)
             parts.append([np.asarray(x)[: len(truth) - start] for x in found])
         random_rows, random_weights, oracle_rows, oracle_weights = (np.concatenate(p) for p in zip(*parts, strict=True))
         if not random_rows.shape[1]:
@@ -112,13 +115,20 @@ class ControlScores:
         return (random_rows, random_weights), (oracle_rows, oracle_weights)
 
 
-@functools.partial(jax.jit, static_argnames="selection")
+@functools.partial(jax.jit, static_argnames=("selection", "num_classes"))
 def _choose(
-    gallery: Gallery, truth: jax.Array, patient: jax.Array, row: jax.Array, key: jax.Array, *, selection: Selection
+    gallery: Gallery,
+    truth: jax.Array,
+    patient: jax.Array,
+    row: jax.Array,
+    key: jax.Array,
+    *,
+    selection: Selection,
+    num_classes: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Rows and weights (n, K) of random guides and of the oracle's; rows (n, 0) and weights (n, N) if all are mixed."""
     allowed = allowed_rows(gallery, QueryKeys(patient, row), selection.exclude)
-    overlap = measures.overlap(truth, gallery.masks)
+    overlap = measures.overlap(truth, gallery.masks, num_classes=num_classes)
     if selection.strategy == "softmax":
         none = jnp.zeros((len(truth), 0), jnp.int32)
         even = allowed / allowed.sum(1, keepdims=True)

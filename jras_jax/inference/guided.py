@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jras_jax import joint, mesh
-from jras_jax.data import NUM_CLASSES
 from jras_jax.inference.segmenter import Segmenter, averaged, filled
 from jras_jax.joint import controls
 from jras_jax.retrieval.gallery import Gallery, QueryKeys
@@ -91,9 +90,9 @@ def _forward(
 ) -> jax.Array:
     unknown = jnp.zeros_like(weights)  # similarities, which no model reads
     if rows.shape[1]:
-        guides = fetch(gallery, rows, weights, unknown, NUM_CLASSES, mesh=mesh)
+        guides = fetch(gallery, rows, weights, unknown, model.num_classes, mesh=mesh)
     else:
-        guides = mix(gallery, weights=weights, similarity=unknown, num_classes=NUM_CLASSES)
+        guides = mix(gallery, weights=weights, similarity=unknown, num_classes=model.num_classes)
     guides = controls.permuted(controls.blanked(guides, blank), permuted)
     return averaged(model, variables, images.astype(jnp.float32) / 255.0, guides, angles)
 

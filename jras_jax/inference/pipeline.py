@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import NUM_CLASSES
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.scans import Note, OpenedScan, Task, open_scan, write_results
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, Started, fetched
@@ -104,8 +103,9 @@ class _Scan:
     def __init__(self, number: int, opened: OpenedScan):
         self.number, self.opened = number, opened
         images = [s.images for s in opened.ready.slices]
+        classes = opened.ready.slices[0].mapping.num_classes
         self.missing = sum(map(len, images))
-        self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * NUM_CLASSES)
+        self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * classes)
         self._parts: list[list[SlicePredictions]] = [[] for _ in images]
 
     def take(self, frame: int, part: SlicePredictions) -> None:

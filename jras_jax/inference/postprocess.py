@@ -8,11 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 from scipy import ndimage
 
-from jras_jax.data import STRUCTURES
 from jras_jax.inference.segmenter import VolumePrediction
 
 
-def largest_component(labels: np.ndarray, structures: Iterable[int] = STRUCTURES.values()) -> np.ndarray:
+def largest_component(labels: np.ndarray, structures: Iterable[int] | None = None) -> np.ndarray:
     """Keeps the largest connected component of each structure; the rest of it becomes background.
 
     Voxels are connected through faces, edges and corners: slices are thick, and between two of them the thin
@@ -21,14 +20,14 @@ def largest_component(labels: np.ndarray, structures: Iterable[int] = STRUCTURES
 
     Args:
       labels: (X, Y, Z) integer labels; not changed.
-      structures: the labels to clean; other labels stay as they are.
+      structures: the labels to clean, other labels stay as they are; None: every label but 0.
 
     Returns:
       A new array like `labels`.
     """
     out = labels.copy()
     every_neighbour = np.ones((3,) * labels.ndim, bool)
-    for label in structures:
+    for label in np.unique(labels[labels > 0]) if structures is None else structures:
         mask = labels == label
         components, count = ndimage.label(mask, every_neighbour)
         if count > 1:
@@ -44,4 +43,4 @@ def postprocessed(prediction: VolumePrediction, rule: str) -> VolumePrediction:
 
 def postprocessed_labels(labels: np.ndarray, rule: str) -> np.ndarray:
     """Labels (X, Y, Z) under config.eval.postprocess, see `postprocessed`."""
-    return labels if rule == "none" else largest_component(labels, STRUCTURES.values())
+    return labels if rule == "none" else largest_component(labels)

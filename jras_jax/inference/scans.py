@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
 from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
@@ -114,7 +114,7 @@ def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None) -> Opened
     """Reads a scan and prepares it; raises as `segment_file` does."""
     scan = nifti.read_scan(task.scan)
     remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
-    ready = run.prepare(frames(scan), gallery)
+    ready = run.prepare(frames(scan, run.description), gallery)
     if gallery is not None and ready.match is not None and ready.match.patients:
         remarks.append(_recognised(run, task.scan, gallery, ready.match))
     return OpenedScan(task, scan, ready, remarks)
@@ -126,7 +126,7 @@ def write_results(
     """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
     task, scan = opened.task, opened.scan
     predictions = run.finish(opened.ready, predicted)
-    values = np.array(LABEL_CONVENTIONS[run.config.dataset.convention], np.uint8)
+    values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
     nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
     try:
@@ -154,8 +154,8 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     return remarks
 
 
-def frames(scan: nifti.Scan) -> list[Volume]:
-    """Each frame of a scan as a volume to segment."""
+def frames(scan: nifti.Scan, description: DatasetDescription) -> list[Volume]:
+    """Each frame of a scan as a volume to segment, for a run of the data set described."""
     array = scan.array if scan.array.ndim == 4 else scan.array[..., None]
     name = pairs.stem(pathlib.Path(scan.path))
     return [
@@ -168,6 +168,7 @@ def frames(scan: nifti.Scan) -> list[Volume]:
             patient=name,
             frame=t,
             source=str(scan.path),
+            description=description,
         )
         for t in range(array.shape[-1])
     ]
@@ -192,12 +193,11 @@ def _evidence(
     match: Match | None,
 ) -> dict[str, Any]:
     """The content of the JSON beside a mask."""
-    convention = LABEL_CONVENTIONS[run.config.dataset.convention]
     out: dict[str, Any] = {
         "input": scan.path.name,  # no more of its path: folders are often named after patients
         "run": str(run.folder),
         "checkpoint_step": run.step,
-        "labels": {name: convention[label] for name, label in STRUCTURES.items()},
+        "labels": run.description.structure_values,
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
         "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jras_jax import joint, mesh
-from jras_jax.data import NUM_CLASSES, Volume
+from jras_jax.data import Volume
 from jras_jax.data.dice import dice
 from jras_jax.data.grid import Grid, GridMap, VolumeSlices, volume_slices
 from jras_jax.errors import UserError
@@ -242,8 +242,10 @@ def _forward(
     if gallery is not None and selection is not None:
         embeddings = apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
-        scores = None if truth is None else measures.overlap(truth, gallery.masks)
-        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
+        scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=model.num_classes)
+        guides = joint.retrieve(
+            embeddings, gallery, queries, selection, model.num_classes, scores=scores, key=key, mesh=mesh
+        )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
     return averaged(model, variables, plain, guides, angles), indices, weights, similarity, agreement

@@ -20,7 +20,8 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
-from jras_jax.data import STRUCTURES, Volume, axes, finder, pairs
+from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
@@ -69,6 +70,7 @@ class TrainedRun:
       folder: its files.
       model, variables: as of the best checkpoint (its running mean of the parameters if it kept one).
       step: the checkpoint's step.
+      description: of the data set that it was trained on.
       device_mesh: the mesh that holds the variables.
     """
 
@@ -78,6 +80,7 @@ class TrainedRun:
     variables: joint.Variables
     step: int
     device_mesh: jax.sharding.Mesh
+    description: DatasetDescription = CARDIAC
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -199,17 +202,13 @@ class TrainedRun:
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
-        table = self.table_of(pairs.read_pairs(source, self.label_values(labels)))
+        table = self.table_of(pairs.read_pairs(source, self.label_values(labels), self.description))
         line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
 
     def label_values(self, labels: str | None) -> dict[str, int]:
         """'LV:1,MYO:2,RV:3' -> {'LV': 1, ...}; None: the values of the run's data set."""
-        return (
-            pairs.parse_labels(labels, STRUCTURES)
-            if labels
-            else pairs.convention_labels(self.config.dataset.convention)
-        )
+        return pairs.parse_labels(labels, self.description.structures) if labels else self.description.structure_values
 
     def _own_gallery(self) -> RunGallery:
         own = self.folder.gallery
@@ -256,7 +255,7 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient or "scan")
+        volume = Volume(image, None, affine, sizes, known, patient or "scan", description=self.description)
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -348,7 +347,8 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(folder)
-    model = joint.build_model(config)
+    description = folder.read_description(config.dataset.name)
+    model = joint.build_model(config, description)
     shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
     shardings = mesh.parameter_shardings(shapes, device_mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -356,4 +356,6 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     extra = {k: v for k, v in target.items() if k != "params"}
     best, arrays = checkpoints.restore_best({"state": {kept: target["params"], "extra": extra}})
     restored = arrays["state"]
-    return TrainedRun(config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)
+    return TrainedRun(
+        config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh, description
+    )

@@ -27,7 +27,7 @@ def permuted(guides: Guides, which: jax.Array) -> Guides:
     """The guides with the foreground classes of their masks moved on by one (the last to the first) where `which`.
 
     `which` is (B,) bool. Images, background and weights stay, so that the guides show where hearts lie, but name every
-    structure wrongly.
+    structure wrongly. With one foreground class nothing moves.
     """
     foreground = jnp.roll(guides.masks[..., 1:], 1, -1)
     moved = jnp.concatenate([guides.masks[..., :1], foreground], -1)

@@ -61,6 +61,11 @@ class JointModel(nn.Module):
     in_channels: int = 1
     guide_gradient: bool = False
 
+    @property
+    def num_classes(self) -> int:
+        """C, the background among them."""
+        return int(self.backbone.num_classes)
+
     def states(self, images: jax.Array) -> jax.Array:
         """(B, S, S) in [0, 1] -> the retriever's frozen states (B, T, D): constant in training, so they can be kept."""
         assert self.retriever is not None

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
-from jras_jax.data import NUM_CLASSES
 from jras_jax.data.augment import augment, milder
 from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
@@ -43,9 +42,11 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's `apply`, parts of the config, and the mesh of the gallery."""
+    """What the joint loss is made of: the model's `apply` and number of classes, parts of the config, and the mesh of
+    the gallery."""
 
     apply: Callable[..., Any]
+    num_classes: int
     augment: configs.Augment
     retrieval: configs.Retrieval
     loss: configs.Loss
@@ -71,7 +72,9 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-    terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share)
+    terms = LossTerms(
+        model.apply, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share
+    )
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -125,10 +128,10 @@ def joint_loss(
     if gallery is not None:
         embeddings, seen = _embedded(variables, plain, batch, cache, k_view, k_dropout, terms)
         if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
-            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID)
+            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
         selection = joint.Selection.of(terms.retrieval)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, NUM_CLASSES, scores=overlap, key=k_select, mesh=terms.mesh
+            embeddings, gallery, queries, selection, terms.num_classes, scores=overlap, key=k_select, mesh=terms.mesh
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
@@ -149,7 +152,7 @@ def joint_loss(
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     full = logits if isinstance(logits, jax.Array) else logits[0]
-    dice = losses.hard_dice(jnp.argmax(full, -1), labels, NUM_CLASSES)
+    dice = losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes)
     metrics |= {"loss": loss, "dice": dice.mean()}
     return loss, (metrics, updated)
 
@@ -202,7 +205,9 @@ def _contrastive_term(
     r = terms.retrieval
     b, m = images.shape[0], r.contrast_candidates
     nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
-    found = joint.retrieve(jax.lax.stop_gradient(embeddings), gallery, queries, nearest, NUM_CLASSES, mesh=terms.mesh)
+    found = joint.retrieve(
+        jax.lax.stop_gradient(embeddings), gallery, queries, nearest, terms.num_classes, mesh=terms.mesh
+    )
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
     repeated = jnp.repeat(images, m, 0)
     logits = terms.apply(jax.lax.stop_gradient(variables), repeated, alone, False, method="segment")
