@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from jras_jax.commands.evaluate import add_workdir, trained_folder
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say, teller, warn
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.pipeline import segment_files

@@ -173,7 +173,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         evaluated = slice_table(data.part("validation"), data.grid, drop_empty=config.dataset.drop_empty)
         own = _gallery(config, model, evaluated, device_mesh)
     segmenter = Segmenter(
-        model,
+        lambda: model,
         joint.Selection.of(config.retrieval) if gallery else None,
         data.grid,
         batch_size=config.eval.batch_size,
