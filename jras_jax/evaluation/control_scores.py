@@ -44,7 +44,7 @@ class ControlScores:
         assert segmenter.gallery is not None
         self._rule, self._blanks, self._seed = run.config.eval.postprocess, run.config.blank_share > 0, run.config.seed
         self._selection = Selection.of(run.config.retrieval)
-        self._guided, self._table, self._classes = GuidedSegmenter(segmenter), table, segmenter.model.num_classes
+        self._guided, self._table, self._classes = GuidedSegmenter(segmenter), table, run.description.num_classes
         self._rows = len(segmenter.gallery)  # with the padding that the devices need
         thin = jnp.asarray(measures.thinned(table.masks))
         nobody = jnp.zeros((len(table), 0))

@@ -45,7 +45,7 @@ class GuidedSegmenter:
     def __init__(self, segmenter: Segmenter):
         assert segmenter.gallery is not None and segmenter.selection is not None
         self._segmenter, self._mesh = segmenter, segmenter.mesh
-        options: dict[str, Any] = {"model": segmenter.model, "mesh": segmenter.mesh}
+        options: dict[str, Any] = {"model": segmenter.model(), "mesh": segmenter.mesh}
         whole = mesh.replicated(segmenter.mesh)
         forward = functools.partial(_forward, angles=segmenter.angles, **options)
         self._program = jax.jit(forward, out_shardings=whole)

@@ -257,7 +257,7 @@ def _forward(
         )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
-    return averaged(model, variables, plain, guides, angles), indices, weights, similarity, agreement
+    return averaged(built, variables, plain, guides, angles), indices, weights, similarity, agreement
 
 
 def averaged(
