@@ -112,6 +112,7 @@ def test_random_and_oracle_guides_hold_to_the_leak_rule(scored, folder):
     np.testing.assert_array_equal(own[labelled], prediction.masks[labelled])
 
 
+@pytest.mark.slow
 def test_mixed_guides_have_controls_too(scored, folder):
     _, data, _ = scored
     run = opened(folder, "retrieval.strategy=softmax")

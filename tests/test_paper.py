@@ -25,7 +25,7 @@ def patient_of(name):
 def run(tiny, tmp_path_factory):
     """A tiny run under the paper's protocol, evaluated as its own default has it."""
     folder = tiny.train(tmp_path_factory.mktemp("paper") / "run", protocol="paper", train__num_steps=2)
-    evaluate(folder, "--config.eval.evidence_cases=2")
+    evaluate(folder, "--config.eval.split=validation", "--config.eval.evidence_cases=2")
     return RunFolder(folder)
 
 
