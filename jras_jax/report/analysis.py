@@ -47,9 +47,9 @@ class Case:
     hd95: float
     by_structure: Mapping[str, float]
     empty: int
-    expected: float
     entropy: float
     agreement: float
+    expected: float = math.nan  # the expected Dice; NaN in tables of earlier versions
 
 
 def number_of(row: Mapping[str, Any], column: str) -> float:
