@@ -12,7 +12,7 @@ from typing import Literal
 
 from jras_jax.config.limits import MAX_SEED, Rules
 from jras_jax.config.sections_data import Augment, Dataset
-from jras_jax.config.sections_model import Backbone, Fusion, Retrieval, Retriever
+from jras_jax.config.sections_model import Backbone, Fusion, Locator, Retrieval, Retriever
 from jras_jax.config.sections_run import Eval, Loss, Mesh, Optim, Pretrain, Train
 from jras_jax.config.setting import Setting, setting, settings_of
 
@@ -35,6 +35,7 @@ class Config:
     dataset: Dataset = dataclasses.field(default_factory=Dataset)
     augment: Augment = dataclasses.field(default_factory=Augment)
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
+    locator: Locator = dataclasses.field(default_factory=Locator)
     retriever: Retriever = dataclasses.field(default_factory=Retriever)
     retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
     fusion: Fusion = dataclasses.field(default_factory=Fusion)
@@ -53,7 +54,10 @@ class Config:
     @property
     def blank_share(self) -> float:
         """`fusion.blank_share`, its automatic value resolved; 0 without retrieval."""
-        return max(0.0, self.fusion.blank_share) if self.retrieval.enabled else 0.0
+        if not self.retrieval.enabled:
+            return 0.0
+        automatic = 0.1 if self.dataset.frame == "heart" else 0.0
+        return automatic if self.fusion.blank_share < 0 else self.fusion.blank_share
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Config)}
