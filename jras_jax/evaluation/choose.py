@@ -54,7 +54,7 @@ def choose(
       UserError: the file cannot be written.
     """
     volumes = data.part("validation")
-    gallery = run.evaluation_gallery(data, "validation")
+    gallery = evaluator.gallery_of(run, data, "validation")
     table = gallery.table if gallery else None
     scored: list[list[Row]] = [[] for _ in OPTIONS]
     for tta in (False, True):

@@ -74,11 +74,9 @@ def evaluate(
     """
     config = run.config
     volumes = data.part(config.eval.split)
-    if submission is not None and config.protocol == "paper":
-        raise UserError("--output writes whole volumes, but config.protocol='paper' scores single slices: leave it out")
     if submission is not None:
-        export.check(volumes, submission, data.scans, config.dataset.convention)
-    gallery = run.evaluation_gallery(data, config.eval.split)
+        _check_submission(config, volumes, submission, data.scans)
+    gallery = evaluator.gallery_of(run, data, config.eval.split)
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
     retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
@@ -105,6 +103,15 @@ def evaluate(
         if jax.process_index() == 0:
             _write(run, scores, evidence, summary)
     return summary
+
+
+def _check_submission(
+    config: configs.Config, volumes: Sequence[Volume], folder: str | pathlib.Path, scans: str | os.PathLike[str]
+) -> None:
+    """Raises UserError if the masks cannot be written in the challenge's layout, as far as can be told before."""
+    if config.protocol == "paper":
+        raise UserError("--output writes whole volumes, but config.protocol='paper' scores single slices: leave it out")
+    export.check(volumes, folder, scans, config.dataset.convention)
 
 
 def name_of(run: TrainedRun) -> str:
@@ -216,9 +223,7 @@ def _summary(
     if "voxel" in units:
         which = "the scans have" if len(units) == 1 else "some scans have"
         warnings.append(f"{which} no known voxel spacing: distances are in voxels, volumes are counts of voxels")
-    for line in provenance.leaks(config):
-        warnings.append(line)
-        logging.warning("%s", line)
+    warnings += _told(provenance.leaks(config))
     if scores.unlocated:
         names = ", ".join(scores.unlocated[:3]) + (", ..." if len(scores.unlocated) > 3 else "")
         warnings.append(f"the heart was not found in {len(scores.unlocated)} cases, segmented as whole slices: {names}")
@@ -236,7 +241,6 @@ def _summary(
             "temperature": config.retrieval.temperature,
             "fingerprint": run.fingerprint,
         }
-    indices = run.description.indices and config.protocol == "patient"
     return metrics.aggregate(scores.cases) | {
         "protocol": _protocol(config),
         "config_protocol": config.protocol,
@@ -251,7 +255,7 @@ def _summary(
         "retrieval": retrieved.summary() if retrieved is not None else {},
         "frame": _frame(config.dataset.frame, scores),
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
-        "clinical": clinical.clinical_summary(scores.cases) if indices else {},
+        "clinical": clinical.clinical_summary(scores.cases) if _has_indices(run) else {},
         "uncertainty": scores.uncertainty(),
         "confusion": scores.confusion.tolist(),
         "checkpoint_step": run.step,
@@ -263,6 +267,18 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+
+
+def _told(warnings: list[str]) -> list[str]:
+    """The warnings, which are logged too."""
+    for line in warnings:
+        logging.warning("%s", line)
+    return warnings
+
+
+def _has_indices(run: TrainedRun) -> bool:
+    """Whether clinical indices hold: of whole hearts, not of single slices."""
+    return bool(run.description.indices) and run.config.protocol == "patient"
 
 
 def _protocol(config: configs.Config) -> str:

@@ -206,16 +206,6 @@ class TrainedRun:
         table = slice_table(data.part("train"), data.grid, drop_empty=self.config.dataset.drop_empty)
         return self.make_gallery(table, self.folder.gallery)
 
-    def evaluation_gallery(self, data: RunData, split: str) -> RunGallery | None:
-        """What guides an evaluation of a split: the training patients; None for a run without retrieval.
-
-        With config.protocol='paper' it is the split itself, unless config.eval.gallery is 'train'.
-        """
-        own = self.train_gallery(data)  # kept in the folder in both cases: it guides new scans
-        if own is None or self.config.protocol == "patient" or self.config.eval.gallery == "train":
-            return own
-        return self.make_gallery(self.table_of(data.part(split)))
-
     def open_gallery(self, source: str | pathlib.Path | None = None, labels: str | None = None) -> RunGallery:
         """The gallery that guides new scans.
 
