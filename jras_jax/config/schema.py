@@ -49,8 +49,13 @@ class Config:
     eval: Eval = dataclasses.field(default_factory=Eval)
 
     def rules(self) -> Rules:
-<<<<<<< HEAD
-        """See the module."""
+        """See the module; of settings in several sections."""
+        yield (
+            "train.microbatches",
+            self.train.microbatches == 1 or self.backbone.name not in WITH_BATCH_NORM,
+            f"1 with backbone.name={self.backbone.name!r}: its batch norm takes statistics over the whole batch. Lower "
+            "train.batch_size, or set train.remat=True",
+        )
         few = self.dataset.max_train_patients > 0
         yield "protocol", self.protocol == "patient" or not few, "'patient' with dataset.max_train_patients above 0"
 
@@ -61,15 +66,6 @@ class Config:
             return 0.0
         automatic = 0.1 if self.dataset.frame == "heart" else 0.0
         return automatic if self.fusion.blank_share < 0 else self.fusion.blank_share
-=======
-        """See the module; of settings in several sections."""
-        yield (
-            "train.microbatches",
-            self.train.microbatches == 1 or self.backbone.name not in WITH_BATCH_NORM,
-            f"1 with backbone.name={self.backbone.name!r}: its batch norm takes statistics over the whole batch. Lower "
-            "train.batch_size, or set train.remat=True",
-        )
->>>>>>> main
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Config)}

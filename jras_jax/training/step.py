@@ -43,13 +43,8 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-<<<<<<< HEAD
-    """What the joint loss is made of: the model's `apply` and number of classes, parts of the config, and the mesh of
-    the gallery."""
-=======
-    """What the joint loss is made of: the model's passes and number of classes, sections of the config, and the mesh
+    """What the joint loss is made of: the model's passes and number of classes, parts of the config, and the mesh
     of the gallery."""
->>>>>>> main
 
     passes: Passes
     num_classes: int
@@ -81,14 +76,10 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-<<<<<<< HEAD
-    terms = LossTerms(
-        model.apply, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share
-    )
-=======
     passes = Passes.of(model.apply, config.train, device_mesh)
-    terms = LossTerms(passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh)
->>>>>>> main
+    terms = LossTerms(
+        passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share
+    )
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -149,16 +140,10 @@ def joint_loss(
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
-<<<<<<< HEAD
         if terms.blank_share:
             draw = jax.random.bernoulli(jax.random.fold_in(key, BLANK_STREAM), terms.blank_share, images.shape[:1])
             guides = controls.blanked(guides, draw)
-    logits, updated = terms.apply(
-        variables, images, guides, True, method="segment", rngs={"dropout": k_dropout}, mutable=list(extra)
-    )
-=======
     logits, updated = terms.passes(variables, (images, guides), method="segment", key=k_dropout, mutable=list(extra))
->>>>>>> main
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
     if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
