@@ -26,7 +26,7 @@ __all__ = ["Case", "Inventory", "ScanBuilder", "check_patients", "find_root", "o
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One patient at one phase, where its files lie, and what the data set's tables say of it.
+    """One patient at one phase, its files, and what the data set's tables say of it.
 
     Attributes:
       image, mask: the files; 3-D, or 4-D with `frame` chosen.
@@ -157,7 +157,7 @@ def read_cases(
         scan = image_of(case.image)
         geometry.require_slices_last(scan)
         mask = mask_of(case.mask, case.image)
-        found = example(case, scan, mask, description.values, root)
+        found = example(case, scan, mask=mask, convention=description.values, root=root)
         if description.enclosure is not None:
             own = cavities.rims(found["mask"], description)
             _check_cavities(case, description, cavities.exchanged(own), certain=True)
@@ -198,7 +198,7 @@ def example(case: Case, scan: Scan, mask: Scan, convention: tuple[int, ...], roo
       root: the folder `source` is relative to.
 
     Raises:
-      ScanError: the frame lies outside the file, a 3-D file is expected, or nothing is labelled in the frame.
+      ScanError: the frame is outside the file, a 3-D file is expected, or nothing is labelled in the frame.
     """
     image, labels = _frame(case, scan), _frame(case, mask)
     if not labels.any():
@@ -284,16 +284,16 @@ def patient_folders(
 
 
 def check_patients(cases: dict[str, list[Case]], manual_dir: pathlib.Path) -> None:
-    """No patient stands in two splits, and there are patients at all.
+    """Checks that there are patients, and that none is in two splits.
 
     Raises:
-      UserError: one does, or there are none.
+      UserError: one is, or there are none.
     """
     home: dict[str, str] = {}
     for split, members in cases.items():
         for case in members:
             other = home.setdefault(case.patient, split)
             if other != split:
-                raise UserError(f"{case.image.parent}: the patient stands in two splits, {other} and {split}")
+                raise UserError(f"{case.image.parent}: the patient is in two splits, {other} and {split}")
     if not home:
         raise UserError(f"{manual_dir}: holds no patients; give the folder of the unpacked official download")

@@ -23,6 +23,10 @@ from jras_jax.errors import UserError
 from jras_jax.run_folder import lock, run_log
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, joint_run
+from jras_jax.training.stopping import Abandoned, StopSignal
+
+STOPPED = "stopped by a signal"
+AGAIN = "what is trained is saved, and the same command does the rest"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -80,16 +84,33 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if config.train.with_baseline and not config.retrieval.enabled:
         raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
     train(config, folder, with_changes=args.resume_with_changes)
-    if config.train.with_baseline:
-        train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes)
-    if not args.no_report:
-        evaluate_and_report(folder, ())
-        say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
+    with StopSignal() as stop:
+        stop.leave = lambda: None  # the run is saved: leaving loses nothing
+        if config.train.with_baseline:
+            train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes, stop=stop)
+        if not args.no_report:
+            try:
+                stop.raise_if_asked(f"{STOPPED} before the evaluation; {AGAIN}")
+                evaluate_and_report(folder, (), watched=stop.watched)
+            except Abandoned:
+                stop.raise_if_asked(f"{STOPPED} during the evaluation; {AGAIN}")
+            say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 
 
-def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> pathlib.Path:
-    """Trains one run on its data set; returns its folder."""
+def train(
+    config: Config, folder: RunFolder, *, with_changes: bool = False, stop: StopSignal | None = None
+) -> pathlib.Path:
+    """Trains one run on its data set; returns its folder.
+
+    Args:
+      config, folder: the run.
+      with_changes: as of `joint_run.train`.
+      stop: whose signal, if it comes before the training handles signals itself, stops the run too.
+
+    Raises:
+      Stopped: a signal stopped the run, which is saved.
+    """
     # All before the data set is built, which may take long.
     lock.check_free(folder)
     changes = joint_run.check_folder(config, folder, with_changes=with_changes)
@@ -97,6 +118,8 @@ def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> p
     say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
     data = load_data(config.dataset, splits, config.protocol)
+    if stop is not None:
+        stop.raise_if_asked(f"{STOPPED} before {folder} was trained; {AGAIN}")
     with run_log.kept(folder):
         return joint_run.train(config, folder.path, data, with_changes=with_changes)
 

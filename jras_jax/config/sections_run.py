@@ -145,7 +145,8 @@ class Eval:
     )
     batch_size: int = setting(
         16,
-        "slices per call, which bound the memory of an evaluation; the last call is padded",
+        "slices per call, which bound the memory of an evaluation (measured on CPU, U-Net of 20.6 M parameters, 256 "
+        "pixels: 0.9 GB at 1, 1.3 GB at 4, 2.6 GB at 16); the last call is padded",
         at_least=1,
         at_most=MAX_BATCH,
         change="free",

@@ -24,14 +24,14 @@ class Volume:
 
     Attributes:
       image: (X, Y, Z) float32, the scanner's intensities, axes as nibabel gives them; Z runs through the slices.
-      mask: (X, Y, Z) uint8 class numbers of `description`; None where there is none.
+      mask: (X, Y, Z) uint8 class numbers of `description`; None if there is none.
       affine: (4, 4) float64, voxel to world, RAS+ mm.
-      spacing: (3,) float32, mm; where `spacing_known` is False, ones (voxels).
+      spacing: (3,) float32, mm; ones (voxels) if `spacing_known` is False.
       spacing_known: whether the header gave a unit or a zoom other than 1.
       patient: the data set's own name of the patient.
       phase: "ED", "ES", or "" (unknown, a scan to segment).
-      group: pathology group ("" where unknown).
-      vendor, centre: scanner vendor and hospital ("" where unknown).
+      group: pathology group ("" if unknown).
+      vendor, centre: scanner vendor and hospital ("" if unknown).
       frame: index of the time frame in the source file, from 0.
       source: the file it was read from.
       description: of the data set, which says what the mask's labels mean.
@@ -53,5 +53,5 @@ class Volume:
 
     @property
     def case(self) -> str:
-        """Name of the case: patient and phase, or patient and frame where the phase is unknown."""
+        """Name of the case: patient and phase, or patient and frame if the phase is unknown."""
         return f"{self.patient}_{self.phase or f'frame{self.frame:02d}'}"

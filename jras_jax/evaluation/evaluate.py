@@ -75,7 +75,7 @@ def evaluate(
     config = run.config
     volumes = data.part(config.eval.split)
     if submission is not None:
-        _check_submission(config, volumes, submission, data.scans)
+        _check_submission(config, volumes, folder=submission, scans=data.scans)
     gallery = evaluator.gallery_of(run, data, config.eval.split)
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
@@ -84,7 +84,7 @@ def evaluate(
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
     controls = ControlScores(run, segmenter, table) if table is not None and config.eval.certificate else None
-    masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
+    masks = _Submission(volumes, config.dataset.convention, folder=submission, scans=data.scans)
     with contextlib.closing(evidence):
         for volume, prediction in evaluator.predictions(
             segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
@@ -96,12 +96,12 @@ def evaluate(
                 retrieved.add(prediction)
             if controls is not None:
                 controls.add(volume, prediction, dice)
-        summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+        summary = finite(_summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved))
         if controls is not None:
             summary["retrieval_certificate"] = finite(controls.certificate())
         summary["evidence"] = evidence.names
         if jax.process_index() == 0:
-            _write(run, scores, evidence, summary)
+            _write(run, scores, evidence=evidence, summary=summary)
     return summary
 
 

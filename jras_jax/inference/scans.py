@@ -48,11 +48,11 @@ def tasks(source: str | pathlib.Path, output: str | pathlib.Path, note: Note = l
       note: takes a line on whatever is left out.
 
     Raises:
-      UserError: there is nothing to segment; masks would lie among the scans, where a later call would take them for
+      UserError: there is nothing to segment; masks would be among the scans, where a later call would take them for
         scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
-    scans = _without_masks(_inputs(source), source, output, note)
+    scans = _without_masks(_inputs(source), source, output=output, note=note)
     if output.name.lower().endswith(pairs.SUFFIXES):
         if source.is_dir():
             raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
@@ -92,15 +92,15 @@ def segment_file(
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
     segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
-    opened = open_scan(run, task, gallery, segmenter)
+    opened = open_scan(run, task, gallery=gallery, segmenter=segmenter)
     for remark in opened.remarks:
         note(remark)
     segmenter = opened.ready.segmenter(segmenter)
     predicted = [
-        segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
+        segmenter.slices(s.images, opened.ready.patient, rows=rows, truth=s.masks)
         for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
     ]
-    return write_results(run, opened, predicted, gallery)
+    return write_results(run, opened, predicted=predicted, gallery=gallery)
 
 
 class OpenedScan(NamedTuple):
@@ -118,8 +118,8 @@ def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter
     remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
     ready = run.prepare(frames(scan, run.description), gallery, segmenter)
     if gallery is not None and ready.match is not None and ready.match.patients:
-        remarks.append(_recognised(run, task.scan, gallery, ready.match))
-    return OpenedScan(task, scan, ready, remarks)
+        remarks.append(_recognised(run, task.scan, gallery=gallery, match=ready.match))
+    return OpenedScan(task, scan, ready=ready, remarks=remarks)
 
 
 def write_results(
@@ -132,7 +132,9 @@ def write_results(
     masks = np.stack([values[p.labels] for p in predictions], -1)
     nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
     try:
-        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, opened.ready.match))
+        files.write_json(
+            task.evidence, _evidence(run, scan, predictions=predictions, gallery=gallery, match=opened.ready.match)
+        )
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             task.mask.unlink()
@@ -145,12 +147,12 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
     if not scan.spacing_known and run.splits.get("spacing") != "unknown":
         remarks.append(geometry.NO_SPACING_HERE)
-    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
+    axis = axes.slice_axis_to_read(scan.spacing, scan.spacing_known)
     if axis != 2:
-        remarks.append(f"its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
-    elif scan.spacing_known and geometry.slice_axis(scan.array.shape, scan.spacing, True) != 2:
+        remarks.append(f"its slices run along the {axes.NAMES[axis]} axis; so do those of the mask")
+    elif scan.spacing_known and geometry.suspected_slice_axis(scan.array.shape, scan.spacing, True) != 2:
         remarks.append(
-            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may lie along another axis than the "
+            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may run along another axis than the "
             "third, along which they are read"
         )
     return remarks
@@ -202,7 +204,7 @@ def _evidence(
         "labels": run.description.structure_values,
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
-        "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),
+        "slice_axis": axes.slice_axis_to_read(scan.spacing, scan.spacing_known),
         "counting": _COUNTING,
         "warnings": provenance.leaks(run.config),
         "frames": [],
@@ -271,7 +273,7 @@ def _without_masks(
 
 
 def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path) -> None:
-    """Raises UserError if a mask would lie beside a scan, or in the place of another file or mask."""
+    """Raises UserError if a mask would be written beside a scan, or in the place of another file or mask."""
     masks = [task.mask for task in found]
     folders = {task.scan.parent.resolve() for task in found} if source.is_dir() else set()
     for task in found:
@@ -279,7 +281,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
             raise UserError(f"--output={output}: the mask would overwrite the scan {task.scan}; choose another folder")
         if task.mask.parent.resolve() in folders:
             raise UserError(
-                f"--output={output}: the mask {task.mask} would lie among the scans of --input={source}, where the "
+                f"--output={output}: the mask {task.mask} would be among the scans of --input={source}, where the "
                 "next reader takes it for a scan; choose another folder"
             )
         if masks.count(task.mask) > 1:

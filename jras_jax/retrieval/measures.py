@@ -54,7 +54,7 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
       the K one-hot masks by weight (see `mix_overlap`); 'weight_entropy' in nats; 'gallery_used': share of the rows
       that were a guide of any query. NaN where there are no queries.
     """
-    return averages(*guide_dice(truth, indices, weights, masks), indices, weights, len(masks))
+    return averages(*guide_dice(truth, indices, weights=weights, masks=masks), indices, weights, len(masks))
 
 
 def guide_dice(

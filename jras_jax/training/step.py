@@ -125,7 +125,7 @@ def joint_loss(
     k_augment, k_dropout, k_select, k_view = jax.random.split(key, 4)
     variables = {"params": params, **extra}
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
-    images, labels = augment(k_augment, plain, masks, terms.augment)
+    images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
     guides, overlap = None, None
     embeddings: Any = None
@@ -147,7 +147,7 @@ def joint_loss(
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
     if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, overlap, gallery, queries, terms.retrieval)
+        term = _overlap_term(embeddings, overlap, gallery=gallery, queries=queries, r=terms.retrieval)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
@@ -155,7 +155,7 @@ def joint_loss(
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     if "whole" in batch:
-        term = _locator_term(variables, batch, jax.random.fold_in(key, 1), terms)
+        term = _locator_term(variables, batch, key=jax.random.fold_in(key, 1), terms=terms)
         metrics["locator_loss"] = term
         loss += term
     full = logits if isinstance(logits, jax.Array) else logits[0]
@@ -179,7 +179,7 @@ def _embedded(
         states = gather_rows(cache, batch["row"][:, None], mesh=terms.mesh)[:, 0]
         return terms.passes(variables, (states,), method="embed", key=key)[0], batch["mask"]
     # The retriever sees milder augmentation, closer to the unaugmented gallery slices.
-    shown, seen = augment(k_view, plain, batch["mask"].astype(jnp.int32), milder(terms.augment))
+    shown, seen = augment(k_view, plain, masks=batch["mask"].astype(jnp.int32), ranges=milder(terms.augment))
     return terms.passes(variables, (shown,), method="embed_images", key=key)[0], seen
 
 
@@ -199,7 +199,7 @@ def _overlap_term(
 def _locator_term(variables: joint.Variables, batch: Batch, key: jax.Array, terms: LossTerms) -> jax.Array:
     """The segmentation loss of whole slices, from which the locator alone learns."""
     wholes, masks = batch["whole"].astype(jnp.float32) / 255.0, batch["whole_mask"].astype(jnp.int32)
-    images, labels = augment(key, wholes, masks, terms.augment)
+    images, labels = augment(key, wholes, masks=masks, ranges=terms.augment)
     return losses.segmentation_loss(terms.passes.apply(variables, images, method="locate"), labels)[0]
 
 
@@ -218,7 +218,7 @@ def _contrastive_term(
     """
     r = terms.retrieval
     b, m = images.shape[0], r.contrast_candidates
-    nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
+    nearest = joint.Selection("top_k", m, temperature=r.temperature, exclude=r.exclude)
     found = joint.retrieve(
         jax.lax.stop_gradient(embeddings), gallery, queries, nearest, terms.num_classes, mesh=terms.mesh
     )
