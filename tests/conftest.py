@@ -80,7 +80,7 @@ class Tiny:
         """The data set, with the splits of an opened run if one is given."""
         if run is None:
             return load_data(self.config().dataset)
-        return load_data(run.config.dataset, run.splits)
+        return load_data(run.config.dataset, run.splits, run.config.protocol)
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def write_fake_run(
             scores = metrics.score_structures(truth.transpose(1, 2, 0), prediction.transpose(1, 2, 0), spacing)
             dice = float(np.mean([s.dice for s in scores.values()]))
             jitter = [
-                float(rng.normal()) for _ in range(2)
+                float(rng.normal()) for _ in range(3)
             ]  # drawn with and without guides, so that hearts are the same
             shared = {
                 "patient": f"patient{number:03d}",
@@ -85,6 +85,7 @@ def write_fake_run(
                 "vendor": ("Siemens", "Philips")[number % 2],
                 "centre": "",
                 "unit": unit,
+                "expected_dice": 0.3 + 0.7 * dice + 0.02 * jitter[2],
                 "entropy": 0.6 - 0.5 * dice + 0.02 * jitter[0],
                 "guide_agreement": 0.4 + 0.4 * dice + 0.05 * jitter[1] if guides else math.nan,
             }

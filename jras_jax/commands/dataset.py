@@ -20,12 +20,13 @@ def describe(dataset: Dataset) -> DatasetDescription:
     return named(dataset.name)
 
 
-def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData:
+def load_data(dataset: Dataset, splits: dict[str, Any] | None = None, protocol: str = "patient") -> RunData:
     """Loads the data set of a config's dataset section, building it first if it is not built from these scans.
 
     Args:
       dataset: the section.
       splits: those of an earlier start of the same run; None makes them.
+      protocol: config.protocol.
 
     Raises:
       UserError: no manual_dir, a fault in the scans, or see `jras_jax.data.load.load`.
@@ -46,7 +47,7 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData
             manual = str(_write_phantom(dataset))
         folder = tfds_builders.build(builder, manual, cache, say=_say_phantom if dataset.name == "phantom" else print)
         scans = tfds_builders.scans_root(builder, manual)  # what exports look for their scans in
-    return load(folder, dataset, scans=str(scans), splits=splits)
+    return load(folder, dataset, scans=str(scans), splits=splits, protocol=protocol)
 
 
 def _say_phantom(line: str) -> None:

@@ -16,6 +16,7 @@ from jras_jax.commands.dataset import load_data
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
 from jras_jax.config.limits import MAX_PATIENTS
+from jras_jax.evaluation.certificate import sentence
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
 from jras_jax.run_folder.layout import RunFolder
@@ -69,6 +70,10 @@ def evaluate_and_report(
     if jax.process_index() != 0:
         return
     print_scores(summary, baseline)
+    if certificate := summary.get("retrieval_certificate"):
+        say(sentence(certificate))
+    if summary.get("config_protocol") == "paper" and (figure := summary["paper_2d"]["dice_2d_background"]) is not None:
+        say(f"the paper's own figure, 2-D Dice with background: {figure:.4f}")
     for warning in summary["warnings"]:
         say(f"note: {warning}")
     name = summary["evaluation"]
@@ -95,6 +100,7 @@ def evaluate_one(
 ) -> dict[str, Any]:
     """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary."""
     run = open_run(folder.path, overrides)
-    data = load_data(run.config.dataset, run.splits)
-    shown = progress(f"evaluating {run.config.eval.split}")
+    data = load_data(run.config.dataset, run.splits, run.config.protocol)
+    controls = run.config.retrieval.enabled and run.config.eval.certificate
+    shown = progress(f"evaluating {run.config.eval.split}{', with control guides too' if controls else ''}")
     return evaluate(run, data, submission=submission, keep=keep, progress=lambda volumes: watched(shown(volumes)))

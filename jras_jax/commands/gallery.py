@@ -99,7 +99,7 @@ def _start(
         table, embeddings = gallery_files.read(args.gallery, run.fingerprint)
         return table, {image.tobytes(): e for image, e in zip(table.images, embeddings, strict=True)}
     if args.split is not None:
-        data = load_data(run.config.dataset, run.splits)
+        data = load_data(run.config.dataset, run.splits, run.config.protocol)
         for warning in provenance.data_changes(run.folder.facts, data):
             say(f"note: {warning}")
         return run.table_of(data.part(args.split)), {}

@@ -19,6 +19,7 @@ from jras_jax.errors import UserError, printable
 from jras_jax.inference.pipeline import segment_files
 from jras_jax.inference.scans import Note, Task, tasks
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
+from jras_jax.run_folder import provenance
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     todo = tasks(args.input, args.output, note)
     enable_compilation_cache()
     opened = open_run(folder.path, overrides)
+    if opened.config.protocol == "paper":
+        warn(f"warning: {provenance.PAPER_WARNING}")
     gallery = None
     if opened.config.retrieval.enabled or args.gallery:
         gallery = opened.open_gallery(args.gallery, args.labels)

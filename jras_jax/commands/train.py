@@ -117,7 +117,7 @@ def train(
     check_model(config, describe(config.dataset))
     say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
-    data = load_data(config.dataset, splits)
+    data = load_data(config.dataset, splits, config.protocol)
     if stop is not None:
         stop.raise_if_asked(f"{STOPPED} before {folder} was trained; {AGAIN}")
     with run_log.kept(folder):

@@ -149,6 +149,15 @@ class Fusion:
     name: Literal["prototype", "concat", "adapter", "cross_attention"] = setting(
         "prototype", "kind of fusion; the paper's is 'concat' (METHOD)"
     )
+    blank_share: float = setting(
+        -1.0,
+        "share of training queries whose guides are blank (images and masks zero), so that evaluation can compare with "
+        "blank guides; -1: 0.1 in the frame of the heart, 0 in whole slices",
+        at_least=-1,
+        at_most=1,
+        must=(lambda share: share == -1 or share >= 0, "-1 or not negative"),
+        before=0.0,
+    )
     guide_gradient: bool = setting(
         False, "whether the encoder also trains through the features of the guides (a slower step)"
     )

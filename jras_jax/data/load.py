@@ -14,6 +14,7 @@ from jras_jax.data.description import CARDIAC
 from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
+from jras_jax.data.paper import as_slices
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
 
@@ -75,7 +76,12 @@ def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
 
 
 def load(
-    folder: str | os.PathLike[str], dataset: Dataset, *, scans: str, splits: dict[str, Any] | None = None
+    folder: str | os.PathLike[str],
+    dataset: Dataset,
+    *,
+    scans: str,
+    splits: dict[str, Any] | None = None,
+    protocol: str = "patient",
 ) -> RunData:
     """Reads a prepared data set.
 
@@ -84,12 +90,15 @@ def load(
       dataset: the config's section.
       scans: the folder of the scans it was built from.
       splits: those of an earlier start of the same run; None makes them.
+      protocol: config.protocol; with 'paper' every slice is a volume, see `data.paper`.
 
     Raises:
       UserError: no training patients, damaged records, or splits that name patients who are no longer there.
     """
     description = prepared.describe(folder, dataset.name)
     volumes = {split: prepared.load_volumes(folder, split, description) for split in prepared.splits(folder)}
+    if protocol == "paper":
+        volumes = {split: as_slices(found) for split, found in volumes.items()}
     if "train" not in volumes:
         raise UserError(f"{scans}: there are no training patients, so there is nothing to train on")
     added: list[str] = []

@@ -54,7 +54,7 @@ def choose(
       UserError: the file cannot be written.
     """
     volumes = data.part("validation")
-    gallery = run.train_gallery(data)
+    gallery = evaluator.gallery_of(run, data, "validation")
     table = gallery.table if gallery else None
     scored: list[list[Row]] = [[] for _ in OPTIONS]
     for tta in (False, True):
@@ -73,7 +73,7 @@ def choose(
         "unit": units.pop() if len(units) == 1 else "mixed",
         "options": options,
         "rule": RULE,
-        "warnings": provenance.data_changes(run.folder.facts, data),
+        "warnings": provenance.leaks(run.config) + provenance.data_changes(run.folder.facts, data),
         "chosen": best(options),
     }
     if jax.process_index() == 0:

@@ -11,11 +11,25 @@ import numpy as np
 
 from jras_jax.data import Volume
 from jras_jax.data.dice import structure_counts
+from jras_jax.data.load import RunData
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.evaluation import metrics
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import Segmenter, VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
+from jras_jax.inference.segmenter import Segmenter
+from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval import measures
+
+
+def gallery_of(run: TrainedRun, data: RunData, split: str) -> RunGallery | None:
+    """What guides an evaluation of a split: the training patients; None for a run without retrieval.
+
+    With config.protocol='paper' it is the split itself, unless config.eval.gallery is 'train'.
+    """
+    own = run.train_gallery(data)  # kept in the folder in both cases: it guides new scans
+    if own is None or run.config.protocol == "patient" or run.config.eval.gallery == "train":
+        return own
+    return run.make_gallery(run.table_of(data.part(split)))
 
 
 def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.ndarray | None]:
@@ -59,6 +73,7 @@ def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, An
         "vendor": volume.vendor,
         "centre": volume.centre,
         "unit": "mm" if volume.spacing_known else "voxel",
+        "expected_dice": prediction.expected_dice,
         "entropy": prediction.entropy,
         "guide_agreement": float(agreement[known].mean()) if known.any() else float("nan"),
     }

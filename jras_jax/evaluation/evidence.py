@@ -14,7 +14,7 @@ import numpy as np
 from jras_jax import files
 from jras_jax.data import Volume
 from jras_jax.data.slice_table import SliceTable
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 
 
 @dataclasses.dataclass(frozen=True)

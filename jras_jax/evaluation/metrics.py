@@ -231,19 +231,17 @@ def paper_2d_scores(
       size: side of the square grid, pixels.
 
     Returns:
-      Rows with the keys slice_index, structure, dice_2d, hd_2d_px, empty; see `aggregate_paper_2d`.
+      Rows with the keys slice_index, structure, dice_2d, hd_2d_px, empty, and background_2d, the slice's Dice of the
+      background; see `aggregate_paper_2d`.
     """
     pick = [np.minimum(((np.arange(size) + 0.5) * n / size).astype(int), n - 1) for n in reference.shape[:2]]
     rows = []
     for z in np.flatnonzero(np.isin(reference, list(structures.values())).any((0, 1))):
         grid = np.ix_(*pick, [z])
-        scores = score_structures(
-            reference[grid][..., 0], prediction=prediction[grid][..., 0], spacing=None, structures=structures
-        )
-        for name, s in scores.items():
-            rows.append(
-                {"slice_index": int(z), "structure": name, "dice_2d": s.dice, "hd_2d_px": s.hd, "empty": s.empty}
-            )
+        true, found = reference[grid][..., 0], prediction[grid][..., 0]
+        shared = {"slice_index": int(z), "background_2d": count(true == 0, found == 0).dice}
+        for name, s in score_structures(true, prediction=found, spacing=None, structures=structures).items():
+            rows.append(shared | {"structure": name, "dice_2d": s.dice, "hd_2d_px": s.hd, "empty": s.empty})
     return rows
 
 
@@ -254,10 +252,11 @@ def aggregate_paper_2d(volumes: Iterable[Sequence[Mapping[str, Any]]]) -> dict[s
       volumes: what `paper_2d_scores` gave, one list a volume.
 
     Returns:
-      dice_2d, dice_2d_sd, hd_2d_px, hd_2d_px_sd (None if there is nothing to average; SD with n - 1), n_slices,
-      n_empty_both, n_no_distance (structures of a slice that only one of the two masks has: they are in no distance).
+      dice_2d, dice_2d_sd, hd_2d_px, hd_2d_px_sd (None if there is nothing to average; SD with n - 1),
+      dice_2d_background (the mean over structures and background, as the authors count), n_slices, n_empty_both,
+      n_no_distance (structures of a slice that only one of the two masks has: they are in no distance).
     """
-    dice, hd, n_both, n_missing = [], [], 0, 0
+    dice, whole, hd, n_both, n_missing = [], [], [], 0, 0
     for rows in volumes:
         slices: dict[int, list[Mapping[str, Any]]] = {}
         for row in rows:
@@ -266,11 +265,13 @@ def aggregate_paper_2d(volumes: Iterable[Sequence[Mapping[str, Any]]]) -> dict[s
             n_missing += row["empty"] in ("reference", "prediction")
         for group in slices.values():
             dice.append(float(np.mean([r["dice_2d"] for r in group])))
+            whole.append(float(np.mean([group[0]["background_2d"], *(r["dice_2d"] for r in group)])))
             known = [r["hd_2d_px"] for r in group if not math.isnan(r["hd_2d_px"])]
             hd.extend([float(np.mean(known))] if known else [])
     return {
         "dice_2d": float(np.mean(dice)) if dice else None,
         "dice_2d_sd": float(np.std(dice, ddof=1)) if len(dice) > 1 else None,
+        "dice_2d_background": float(np.mean(whole)) if whole else None,
         "hd_2d_px": float(np.mean(hd)) if hd else None,
         "hd_2d_px_sd": float(np.std(hd, ddof=1)) if len(hd) > 1 else None,
         "n_slices": len(dice),

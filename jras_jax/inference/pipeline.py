@@ -20,8 +20,9 @@ import numpy as np
 
 from jras_jax import files
 from jras_jax.errors import UserError, printable
+from jras_jax.inference.predictions import SlicePredictions
 from jras_jax.inference.scans import Note, OpenedScan, Task, open_scan, write_results
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, Started, fetched
+from jras_jax.inference.segmenter import Segmenter, Started, fetched
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 
 MEMORY = 1 << 30  # bytes

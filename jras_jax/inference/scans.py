@@ -18,9 +18,12 @@ from jras_jax import files
 from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
 from jras_jax.data.grid import FrameMap
 from jras_jax.errors import UserError, printable
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
-from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
+from jras_jax.inference.predictions import SlicePredictions, VolumePrediction
+from jras_jax.inference.prepared import Prepared
+from jras_jax.inference.segmenter import Segmenter
+from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval.known import Match
+from jras_jax.run_folder import provenance
 
 _COUNTING = "slice and frame are indices from 0; the report and the messages count slices from 1"
 Note = Callable[[str], None]
@@ -201,6 +204,7 @@ def _evidence(
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
         "slice_axis": axes.slice_axis_to_read(scan.spacing, scan.spacing_known),
         "counting": _COUNTING,
+        "warnings": provenance.leaks(run.config),
         "frames": [],
     }
     if gallery is not None and match is not None:
@@ -217,7 +221,8 @@ def _evidence(
             agreement = prediction.slices.agreement
             for entry, guides, agreed in zip(slices, gallery.guides(prediction), agreement, strict=True):
                 entry |= {"guides": guides, "guide_agreement": round(float(agreed), 6)}
-        entry = {"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices}
+        signs = {"expected_dice": prediction.expected_dice, "entropy": prediction.entropy}
+        entry = {"frame": t} | {k: round(v, 6) for k, v in signs.items()} | {"slices": slices}
         if prediction.located is not None:
             entry["heart"] = _heart(prediction, scan.spacing_known and not run.grid.ignore_spacing)
         out["frames"].append(entry)

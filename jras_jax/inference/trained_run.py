@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -22,16 +22,18 @@ from jras_jax import mesh
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
 from jras_jax.data.description import CARDIAC
-from jras_jax.data.grid import Grid, VolumeSlices
+from jras_jax.data.grid import Grid
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.inference import programs
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction, on_scan
+from jras_jax.inference.predictions import SlicePredictions, VolumePrediction, on_scan
+from jras_jax.inference.prepared import Prepared
+from jras_jax.inference.segmenter import Segmenter
 from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import Gallery, HostRows, as_one_patient, gallery_from_table, with_embeddings
-from jras_jax.retrieval.known import KnownPatients, Match
+from jras_jax.retrieval.known import KnownPatients
 from jras_jax.retrieval.selection import Selection
 from jras_jax.run_folder import stored_arrays
 from jras_jax.run_folder.checkpoints import Checkpoints, check_same_arrays
@@ -305,15 +307,7 @@ class TrainedRun:
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
         ready = self.prepare(volumes, gallery, segmenter)
         segmenter = ready.segmenter(segmenter)
-<<<<<<< HEAD
         return self.finish(*ready.segmented(segmenter))
-=======
-        predicted = [
-            segmenter.slices(s.images, ready.patient, rows=rows, truth=s.masks)
-            for s, rows in zip(ready.slices, ready.rows, strict=True)
-        ]
-        return self.finish(ready, predicted)
->>>>>>> main
 
     def prepare(self, volumes: list[Volume], gallery: RunGallery | None, segmenter: Segmenter) -> Prepared:
         """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
@@ -334,49 +328,12 @@ class TrainedRun:
             gallery.known.check(match, self.config.retrieval.top_k)
             if len(match.patients) > 1:
                 merged = as_one_patient(gallery.arrays, [*match.patients])
-<<<<<<< HEAD
-        return Prepared(volumes, slices, match, match.rows, merged)
-=======
-        return Prepared(slices, match, rows=match.rows, gallery=merged)
->>>>>>> main
+        return Prepared(volumes, slices, match, rows=match.rows, gallery=merged)
 
     def finish(self, ready: Prepared, predicted: list[SlicePredictions]) -> list[VolumePrediction]:
         """The predictions of a scan's frames on its native grid, post-processed as config.eval.postprocess says."""
         rule = self.config.eval.postprocess
         return [postprocessed(on_scan(s, p, ready.patient), rule) for s, p in zip(ready.slices, predicted, strict=True)]
-
-
-class Prepared(NamedTuple):
-    """The frames of one scan, ready for the network.
-
-    Attributes:
-      volumes: the frames.
-      slices: of each frame, on the model grid.
-      match: who the patient is; None without a gallery.
-      rows: for each frame (Z,) int32, the gallery rows that are its slices, -1 if not there.
-      gallery: in place of the run's, if the patient has several names there.
-    """
-
-    volumes: list[Volume]
-    slices: list[VolumeSlices]
-    match: Match | None
-    rows: list[np.ndarray]
-    gallery: Gallery | None = None
-
-    @property
-    def patient(self) -> int:
-        """The patient's number in the gallery; -1 if not there."""
-        return self.match.first if self.match else -1
-
-    def segmented(self, segmenter: Segmenter) -> tuple[Prepared, list[SlicePredictions]]:
-        """The prediction of each frame, and this scan with the slices that it was made of."""
-        pairs = zip(self.volumes, self.slices, self.rows, strict=True)
-        done = [segmenter.settled(v, s, self.patient, rows) for v, s, rows in pairs]
-        return self._replace(slices=[slices for slices, _ in done]), [predicted for _, predicted in done]
-
-    def segmenter(self, shared: Segmenter) -> Segmenter:
-        """The segmenter for this scan: `shared`, with this scan's own gallery if it has one."""
-        return shared if self.gallery is None else shared.guided_by(self.gallery)
 
 
 def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> TrainedRun:

@@ -48,6 +48,7 @@ class Case:
     empty: int
     entropy: float
     agreement: float
+    expected: float = math.nan  # the expected Dice; NaN in tables of earlier versions
 
 
 def number_of(row: Mapping[str, Any], column: str) -> float:
@@ -103,6 +104,7 @@ def _case(name: str, rows: Rows) -> Case:
         hd95=_mean([number_of(r, "hd95") for r in rows]),
         by_structure={r["structure"]: number_of(r, "dice") for r in rows},
         empty=sum(bool(r.get("empty")) for r in rows),
+        expected=_mean([number_of(r, "expected_dice") for r in rows]),
         entropy=_mean([number_of(r, "entropy") for r in rows]),
         agreement=_mean([number_of(r, "guide_agreement") for r in rows]),
     )

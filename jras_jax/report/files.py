@@ -124,6 +124,7 @@ def _description(folder: RunFolder, config: Mapping[str, Any]) -> DatasetDescrip
 # The kinds of those entries that the page takes apart; others it shows as they are.
 _SUMMARY: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("mean", "by", "gallery", "retrieval", "paper_2d", "clinical", "uncertainty"), dict),
+    "retrieval_certificate": dict,
     **dict.fromkeys(("split", "unit", "protocol", "name"), str),
     "warnings": list,
 }

@@ -6,7 +6,7 @@ import numpy as np
 
 from jras_jax.data import Volume
 from jras_jax.data.slice_table import SliceTable
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 
 MOST = 4  # slices of a validation
 GUIDES = 3  # beside each

@@ -18,7 +18,7 @@ from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
 from jras_jax.data.augment import augment, milder
-from jras_jax.joint import losses
+from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
@@ -30,6 +30,7 @@ from jras_jax.training.state import TrainState
 # image, mask (B, S, S) uint8; patient, row (B,) int32; for a locator also whole, whole_mask (b, L, L) uint8
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+BLANK_STREAM = 100  # folded into the step's key; above 3, so that it is none of the keys that the step splits off
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
@@ -42,7 +43,7 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's passes and number of classes, sections of the config, and the mesh
+    """What the joint loss is made of: the model's passes and number of classes, parts of the config, and the mesh
     of the gallery."""
 
     passes: Passes
@@ -51,6 +52,7 @@ class LossTerms(NamedTuple):
     retrieval: configs.Retrieval
     loss: configs.Loss
     mesh: Mesh | None
+    blank_share: float = 0.0
 
 
 def make_step(
@@ -75,7 +77,9 @@ def make_step(
       the state keeps all else, and the metric 'finite' is False.
     """
     passes = Passes.of(model.apply, config.train, device_mesh)
-    terms = LossTerms(passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh)
+    terms = LossTerms(
+        passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share
+    )
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -136,6 +140,9 @@ def joint_loss(
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
+        if terms.blank_share:
+            draw = jax.random.bernoulli(jax.random.fold_in(key, BLANK_STREAM), terms.blank_share, images.shape[:1])
+            guides = controls.blanked(guides, draw)
     logits, updated = terms.passes(variables, (images, guides), method="segment", key=k_dropout, mutable=list(extra))
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
