@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jras_jax import files
 from jras_jax.errors import UserError
 
@@ -20,6 +22,7 @@ PALETTE = (
     *("#56b4e9", "#f0e442", "#ff8a3d", "#00c48c", "#cc79a7", "#8f7bff", "#e2574c", "#a6d854"),
     *("#b3b3b3", "#c49c63"),
 )
+FILE = "dataset.json"  # in a prepared data set and in a run's folder
 MAX_CLASSES = 256  # a mask's pixel is one byte
 
 
@@ -85,6 +88,11 @@ class DatasetDescription:
     def structure_values(self) -> dict[str, int]:
         """{name: value on disk}, without the background."""
         return {name: self.values[label] for name, label in self.structures.items()}
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(C, 3) uint8, red, green and blue of each class; the background is black."""
+        return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in ("#000000", *self.colours)], np.uint8)
 
     def labels_of(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """The labels of some structures."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from jras_jax import files
 from jras_jax.data import Volume
+from jras_jax.data.grid import grey
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.inference.segmenter import VolumePrediction
 
@@ -38,7 +39,7 @@ class EvidenceWriter:
             return
         assert prediction.masks is not None
         arrays = {
-            "image": prediction.images,
+            "image": grey(prediction.images, 3),
             "truth": prediction.masks,
             "prediction": np.argmax(prediction.slices.probabilities, -1).astype(np.uint8),
             "dice": np.float32(dice),
@@ -46,7 +47,7 @@ class EvidenceWriter:
         if self._table is not None:
             rows = prediction.slices.indices
             arrays |= {
-                "guide_images": self._table.images[rows],
+                "guide_images": grey(self._table.images[rows], 4),
                 "guide_masks": self._table.masks[rows],
                 "weights": prediction.slices.weights,
                 "similarity": prediction.slices.similarity,
