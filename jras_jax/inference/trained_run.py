@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,16 +22,16 @@ from jras_jax import joint, mesh
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
 from jras_jax.data.description import CARDIAC
-from jras_jax.data.grid import Grid, volume_slices
+from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.inference.embedder import Embedder
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import Segmenter, VolumePrediction
+from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction, on_scan
 from jras_jax.retrieval import gallery_files, retriever
 from jras_jax.retrieval.gallery import Gallery, as_one_patient, gallery_from_table, with_embeddings
-from jras_jax.retrieval.known import KnownPatients
+from jras_jax.retrieval.known import KnownPatients, Match
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 
@@ -258,24 +258,62 @@ class TrainedRun:
         Raises:
           UserError: the run needs a gallery, or the leak rule leaves too few slices of other patients.
         """
+        ready = self.prepare(volumes, gallery)
+        segmenter = ready.segmenter(segmenter or self.segmenter(gallery.arrays if gallery else None))
+        predicted = [
+            segmenter.slices(s.images, ready.patient, rows, s.masks)
+            for s, rows in zip(ready.slices, ready.rows, strict=True)
+        ]
+        return self.finish(ready, predicted)
+
+    def prepare(self, volumes: list[Volume], gallery: RunGallery | None) -> Prepared:
+        """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
+
+        Raises:
+          UserError: see `segment_volumes`.
+        """
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
-        segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
         slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
-        patient = -1
-        rows: list[np.ndarray | None] = [None] * len(volumes)
-        if gallery is not None:
-            match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
-            patient, rows = match.first, list(match.rows)
-            if self.config.retrieval.exclude == "patient":
-                gallery.known.check(match, self.config.retrieval.top_k)
-                if len(match.patients) > 1:
-                    segmenter = segmenter.using(self.variables, as_one_patient(gallery.arrays, [*match.patients]))
+        if gallery is None:
+            return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
+        match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
+        merged = None
+        if self.config.retrieval.exclude == "patient":
+            gallery.known.check(match, self.config.retrieval.top_k)
+            if len(match.patients) > 1:
+                merged = as_one_patient(gallery.arrays, [*match.patients])
+        return Prepared(slices, match, match.rows, merged)
+
+    def finish(self, ready: Prepared, predicted: list[SlicePredictions]) -> list[VolumePrediction]:
+        """The predictions of a scan's frames on its native grid, post-processed as config.eval.postprocess says."""
         rule = self.config.eval.postprocess
-        return [
-            postprocessed(segmenter.volume(v, patient, r, slices=s), rule)
-            for v, r, s in zip(volumes, rows, slices, strict=True)
-        ]
+        return [postprocessed(on_scan(s, p, ready.patient), rule) for s, p in zip(ready.slices, predicted, strict=True)]
+
+
+class Prepared(NamedTuple):
+    """The frames of one scan, ready for the network.
+
+    Attributes:
+      slices: of each frame, on the model grid.
+      match: who the patient is; None without a gallery.
+      rows: for each frame (Z,) int32, the gallery rows that are its slices, -1 if not there.
+      gallery: in place of the run's, if the patient has several names there.
+    """
+
+    slices: list[VolumeSlices]
+    match: Match | None
+    rows: list[np.ndarray]
+    gallery: Gallery | None = None
+
+    @property
+    def patient(self) -> int:
+        """The patient's number in the gallery; -1 if not there."""
+        return self.match.first if self.match else -1
+
+    def segmenter(self, shared: Segmenter) -> Segmenter:
+        """The segmenter for this scan: `shared`, with this scan's own gallery if it has one."""
+        return shared if self.gallery is None else shared.guided_by(self.gallery)
 
 
 def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> TrainedRun:
