@@ -13,7 +13,7 @@ from jras_jax import config
 
 
 def get_config():
-    """256 x 256, U-Net of 32 base channels, the small retriever from scratch; native pixels, scaled to fit if unknown."""
+    """256 x 256, U-Net of 32 base channels, the small retriever from scratch."""
     c = config.defaults()
     c.name = "folder"
     c.dataset.name = "folder"

@@ -72,7 +72,7 @@ def build(
     if not os.fspath(manual_dir):
         raise UserError("manual_dir is empty; give the folder of the unpacked official download")
     manual_dir, data_dir = files.expanded(manual_dir), home(name, manual_dir, data_dir)
-    builder_class = _builder(name)
+    builder_class = builder_of(name)
     _check_writable(data_dir)
     inventory = builder_class.inventory(manual_dir)
     for line, tell in (*((n, say) for n in inventory.notes), *((s, warn) for s in summarised(inventory.skipped))):
@@ -102,12 +102,12 @@ def build(
 
 def scans_root(name: str, manual_dir: str | os.PathLike[str]) -> pathlib.Path:
     """The folder inside `manual_dir` that the `source` of a volume is relative to, such as ACDC's database/."""
-    return _builder(name).root(files.expanded(manual_dir))
+    return builder_of(name).root(files.expanded(manual_dir))
 
 
 def describe(name: str, manual_dir: str | os.PathLike[str]) -> DatasetDescription:
     """The description of a data set that is not built yet; raises UserError as its builder's `describe`."""
-    return _builder(name).describe(files.expanded(manual_dir))
+    return builder_of(name).describe(files.expanded(manual_dir))
 
 
 def home(name: str, manual_dir: str | os.PathLike[str], data_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -120,7 +120,8 @@ def home(name: str, manual_dir: str | os.PathLike[str], data_dir: str | os.PathL
     return data_dir / f"{re.sub(r'[^A-Za-z0-9._-]', '_', source.name)[:40]}_{digest}"
 
 
-def _builder(name: str) -> Any:
+def builder_of(name: str) -> Any:
+    """The class of a builder of `NAMES`."""
     return importlib.import_module(f"tfds_builders.{name}").Builder  # TFDS takes its time to import
 
 

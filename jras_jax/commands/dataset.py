@@ -32,8 +32,8 @@ def _manual_dir(dataset: Dataset) -> str:
         return dataset.manual_dir
     if dataset.name == "folder":
         raise UserError(
-            "config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of your images and "
-            "masks (jras check FOLDER verifies it)"
+            "config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of your images "
+            "and masks (jras check FOLDER verifies it)"
         )
     holds = {"acdc": "training/", "mnms": "its CSV"}[dataset.name]
     raise UserError(

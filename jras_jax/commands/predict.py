@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if not args.input or not args.output:
         raise UserError("predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
     note = teller()
-    todo = tasks(args.input, args.output, note)
+    todo = tasks(args.input, args.output, note, folder.read_description("acdc"))
     enable_compilation_cache()
     opened = open_run(folder.path, overrides)
     gallery = None

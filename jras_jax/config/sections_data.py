@@ -55,8 +55,8 @@ class Dataset:
 
     @property
     def convention(self) -> str:
-        """The data set whose label values the masks use: the phantom follows ACDC."""
-        return "mnms" if self.name == "mnms" else "acdc"
+        """Whose layout exports follow: 'mnms', 'acdc' (the phantom too), or 'own', one mask a case."""
+        return {"mnms": "mnms", "acdc": "acdc", "phantom": "acdc"}.get(self.name, "own")
 
     def rules(self) -> Rules:
         """See the module."""

@@ -107,11 +107,11 @@ def read_mask(path: pathlib.Path, like: Scan, allowed: Collection[int] | None = 
 
 
 def write_mask(path: pathlib.Path, mask: np.ndarray, like: Scan) -> None:
-    """Writes a mask (X, Y, Z) uint8 on the grid of its image, in the image's kind: NIfTI, or PNG for a picture."""
+    """Writes a mask (X, Y, Z[, T]) uint8 on the grid of its image, in the image's kind: NIfTI, or PNG for a picture."""
     if like.header is None:
         pictures.write_picture_mask(path, mask)
     else:
-        nifti.write_mask(path, mask, _first_channel(like))
+        nifti.write_mask(path, mask, like if mask.ndim == like.array.ndim else _first_channel(like))
 
 
 def _first_channel(scan: Scan) -> Scan:

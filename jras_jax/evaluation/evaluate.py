@@ -127,7 +127,7 @@ class _Submission:
 
     Args:
       volumes: all that will come.
-      convention: whose layout, 'acdc' or 'mnms'.
+      convention: whose layout, 'acdc', 'mnms' or 'own'.
       folder: where to; None writes nothing.
       scans: the folder that the volumes' sources are relative to.
     """
@@ -141,7 +141,8 @@ class _Submission:
     ):
         self._left = collections.Counter(volume.patient for volume in volumes)
         self._kept: dict[str, list[export.Prediction]] = {}
-        self._export = export.export_mnms if convention == "mnms" else export.export_acdc
+        ways = {"acdc": export.export_acdc, "mnms": export.export_mnms, "own": export.export_own}
+        self._export: Callable[..., list[pathlib.Path]] = ways[convention]
         self._folder, self._scans = folder if jax.process_index() == 0 else None, scans
 
     def add(self, volume: Volume, labels: np.ndarray) -> None:
@@ -173,9 +174,9 @@ class _Scores:
 
     def uncertainty(self) -> dict[str, Any]:
         """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
-        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        cases: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in self.cases:
-            cases.setdefault((row["patient"], row["phase"]), []).append(row)
+            cases.setdefault((row["patient"], row.get("scan", ""), row["phase"]), []).append(row)
         dice = [float(np.mean([r["dice"] for r in rows])) for rows in cases.values()]
         signs = {
             "entropy": [rows[0]["entropy"] for rows in cases.values()],

@@ -74,5 +74,7 @@ class EvidenceWriter:
 
 def _name(table: SliceTable, row: int) -> str:
     """'patient012 ED slice 3' of a gallery row; slices count from 1, as in the report."""
+    if table.phase[row] < 0:
+        return f"{table.cases[table.case[row]]} slice {table.slice_index[row] + 1}"
     patient, _, phase = table.cases[table.case[row]].rpartition("_")
     return f"{patient} {phase} slice {table.slice_index[row] + 1}"

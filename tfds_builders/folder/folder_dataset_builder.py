@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
-from jras_jax.data import DatasetDescription, images, names, pictures
+from jras_jax.data import DatasetDescription, images, layout, names, pictures
 from jras_jax.errors import ScanError, UserError
 from tfds_builders import common
-from tfds_builders.folder import contents, layout
+from tfds_builders.folder import contents
 
 _MANY_VALUES = 200  # masks that are looked at for the values of a folder without dataset.json
 

@@ -14,6 +14,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from jras_jax.data import finder, images
 
@@ -82,7 +83,7 @@ def _channels(
     groups: dict[str, dict[int, pathlib.Path]] = {}
     for stem, path in files.items():
         name, channel = images.channel_of(stem)
-        if channel is None or (stem in masks and f"{stem}_0000" not in files):
+        if channel is None or (channels == 1 and channel) or (stem in masks and f"{stem}_0000" not in files):
             name, channel = stem, 0
         groups.setdefault(name, {})[channel] = path
     whole: dict[str, list[pathlib.Path]] = {}
@@ -147,6 +148,24 @@ def pairs(root: pathlib.Path, channels: int) -> Files:
         found.cases[shown.replace("__", "_").strip("_")] = (files, mask)
     found.faults += [f"{mask}: has no image {name}{images.suffix(mask)} beside it" for (_, name), mask in masks.items()]
     return found
+
+
+class Unlabelled(NamedTuple):
+    """Images to segment, each as its files in the order of the channels, and what is wrong with others."""
+
+    groups: list[list[pathlib.Path]]
+    faults: list[str]
+
+
+def unlabelled(root: pathlib.Path, channels: int) -> Unlabelled:
+    """The images of a folder and its subfolders; masks are left out."""
+    found = Files()
+    pictures: dict[pathlib.Path, dict[str, pathlib.Path]] = {}
+    for path in _walk(root, found):
+        if not _role(path, root)[2] and not path.parent.name.startswith("labels"):
+            pictures.setdefault(path.parent, {})[images.stem(path)] = path
+    groups = [files for own in pictures.values() for files in _channels(own, set(), channels, found).values()]
+    return Unlabelled(groups, found.faults)
 
 
 def _role(path: pathlib.Path, root: pathlib.Path) -> tuple[str, str, bool]:
