@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jras_jax.data import DatasetDescription
     from tfds_builders.common import Inventory
 
-NAMES = ("acdc", "mnms", "folder")
+NAMES = ("acdc", "mnms", "mnms2", "busi", "covid", "folder")
 FINGERPRINT = "built_from.json"  # beside the records: what they were built from, and their own checksums
 _FORMAT = 2  # of that file; 1 had the last bytes of zipped files alone
 _SCRATCH = ".building_"

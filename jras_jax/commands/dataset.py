@@ -35,11 +35,20 @@ def _manual_dir(dataset: Dataset) -> str:
             "config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of your images "
             "and masks (jras check FOLDER verifies it)"
         )
-    holds = {"acdc": "training/", "mnms": "its CSV"}[dataset.name]
+    holds = _HOLDS[dataset.name]
     raise UserError(
         f"config.dataset.manual_dir is empty: give --config.dataset.manual_dir=FOLDER, the folder of the official "
-        f"{dataset.name.upper()} download (with {holds} in it)"
+        f"{KNOWN[dataset.name].name} download (with {holds} in it)"
     )
+
+
+_HOLDS = {
+    "acdc": "training/",
+    "mnms": "its CSV",
+    "mnms2": "dataset_information.csv",
+    "busi": "benign/, malignant/ and normal/",
+    "covid": "COVID-19-CT-Seg_20cases/ and Lung_and_Infection_Mask/",
+}
 
 
 def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData:

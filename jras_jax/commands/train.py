@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import time
 
@@ -14,6 +15,7 @@ import jax
 
 from jras_jax import config as configs
 from jras_jax import files, joint
+from jras_jax.commands import folds
 from jras_jax.commands.dataset import describe, load_data
 from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
@@ -21,6 +23,7 @@ from jras_jax.config import Config
 from jras_jax.data import DatasetDescription
 from jras_jax.errors import UserError
 from jras_jax.run_folder import lock, run_log
+from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, joint_run
 
@@ -29,6 +32,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_config_arguments(p)
     add_resume_argument(p)
+    p.add_argument(
+        "--folds",
+        metavar="all|N,N",
+        help="train folds of the cross-validation one after another, in WORKDIR/fold_N, and pool their scores",
+    )
     p.add_argument("--no_report", action="store_true", help="stop after training, without evaluation and report")
 
 
@@ -79,13 +87,31 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     start = time.monotonic()
     if config.train.with_baseline and not config.retrieval.enabled:
         raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
+    if args.folds is not None:
+        chosen = folds.numbers(args.folds, config.dataset.num_folds)
+        folds.train_all(config, folder, chosen, functools.partial(_train_fold, args=args), not args.no_report)
+    else:
+        _train_both(config, folder, args)
+        if not args.no_report:
+            evaluate_and_report(folder, ())
+    if not args.no_report:
+        say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
+    return 0
+
+
+def _train_both(config: Config, folder: RunFolder, args: argparse.Namespace) -> None:
+    """Trains a run, and the same without retrieval if the config says so."""
     train(config, folder, with_changes=args.resume_with_changes)
     if config.train.with_baseline:
         train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes)
-    if not args.no_report:
+
+
+def _train_fold(config: Config, folder: RunFolder, args: argparse.Namespace) -> None:
+    """Trains one fold, and evaluates it if its best checkpoint is not evaluated yet."""
+    _train_both(config, folder, args)
+    best = Checkpoints(folder).best()
+    if not args.no_report and not folds.evaluated(folder, config.eval.split, best):
         evaluate_and_report(folder, ())
-        say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
-    return 0
 
 
 def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> pathlib.Path:

@@ -13,7 +13,7 @@ from jras_jax.config.setting import setting
 class Dataset:
     """The scans, their split into folds, and the model grid."""
 
-    name: Literal["acdc", "mnms", "phantom", "folder"] = setting(
+    name: Literal["acdc", "mnms", "mnms2", "busi", "covid", "folder", "phantom"] = setting(
         "acdc",
         "data set; 'folder' is one of your own, in nnU-Net's raw layout or of pairs; the phantom is written by this "
         "project in the layout of ACDC",

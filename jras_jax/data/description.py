@@ -129,7 +129,23 @@ CARDIAC = _HEART
 KNOWN = {
     "acdc": _HEART,
     "mnms": dataclasses.replace(_HEART, name="M&Ms", values=(0, 3, 2, 1)),  # Campello et al., IEEE TMI 2021: 1 LV, 3 RV
+    "mnms2": dataclasses.replace(_HEART, name="M&Ms-2", values=(0, 3, 2, 1)),  # 1 LV, 2 myocardium, 3 RV
     "phantom": dataclasses.replace(_HEART, name="phantom"),
+    "busi": DatasetDescription(
+        name="BUSI",
+        classes=("background", "lesion"),
+        values=(0, 255),  # Al-Dhabyani et al., Data in Brief 2020: white on black
+        colours=PALETTE[:1],
+        channels=("ultrasound",),
+        dimensions=2,
+    ),
+    "covid": DatasetDescription(
+        name="COVID-19-CT-Seg",
+        classes=("background", "left lung", "right lung", "infection"),
+        values=(0, 1, 2, 3),  # Ma et al., Medical Physics 2021
+        colours=("#56b4e9", "#00c48c", "#ff8a3d"),
+        channels=("CT",),
+    ),
 }
 
 

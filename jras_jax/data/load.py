@@ -79,7 +79,7 @@ def load(
     if splits is None:
         splits = make_splits(
             volumes,
-            stratify="vendor" if dataset.name == "mnms" else "group",
+            stratify="vendor" if dataset.name in ("mnms", "mnms2") else "group",
             num_folds=dataset.num_folds,
             fold=dataset.fold,
             seed=dataset.split_seed,

@@ -54,7 +54,7 @@ def load_volumes(
         volumes = [_volume(source[i], description) for i in range(len(source))]
     except Exception as e:  # whatever a damaged record raises, in ArrayRecord, protobuf, zlib or numpy
         raise _damaged(dataset_dir, e) from e
-    return sorted(volumes, key=lambda v: (v.patient, v.phase))
+    return sorted(volumes, key=lambda v: (v.patient, v.phase, v.name))
 
 
 def _builder(dataset_dir: str | os.PathLike[str]) -> Any:

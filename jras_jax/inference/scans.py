@@ -139,19 +139,26 @@ def write_results(
     run: TrainedRun, opened: OpenedScan, predicted: list[SlicePredictions], gallery: RunGallery | None
 ) -> list[VolumePrediction]:
     """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
-    task, scan = opened.task, opened.scan
     predictions = run.finish(opened.ready, predicted)
+    write_mask_and_evidence(run, opened, predictions, evidence_of(run, opened, predictions, gallery))
+    return predictions
+
+
+def write_mask_and_evidence(
+    run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], evidence: dict[str, Any]
+) -> None:
+    """Writes the mask of a scan, in the values of the run's data set, and its JSON, both or neither."""
+    task, scan = opened.task, opened.scan
     values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
     cine = scan.array.ndim == 4 and not inputs.is_needed(run.description)
     images.write_mask(task.mask, masks if cine else masks[..., 0], scan)
     try:
-        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, opened.ready.match))
+        files.write_json(task.evidence, evidence)
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             task.mask.unlink()
         raise
-    return predictions
 
 
 def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
@@ -202,14 +209,11 @@ def _recognised(run: TrainedRun, scan: pathlib.Path, gallery: RunGallery, match:
     return f"{printable(scan)}: is a scan of the gallery's {printable(who)}; {done}"
 
 
-def _evidence(
-    run: TrainedRun,
-    scan: nifti.Scan,
-    predictions: list[VolumePrediction],
-    gallery: RunGallery | None,
-    match: Match | None,
+def evidence_of(
+    run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], gallery: RunGallery | None
 ) -> dict[str, Any]:
     """The content of the JSON beside a mask."""
+    scan, match = opened.scan, opened.ready.match
     out: dict[str, Any] = {
         "input": scan.path.name,  # no more of its path: folders are often named after patients
         "run": str(run.folder),

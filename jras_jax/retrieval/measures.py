@@ -156,6 +156,7 @@ def _neighbours(embeddings: jax.Array, patient: jax.Array, k: int) -> jax.Array:
 
 def neighbour_drift(before: np.ndarray, after: np.ndarray, patient: np.ndarray, k: int = 5) -> float:
     """Share of the k nearest rows of other patients that changed between two sets of embeddings (N, D), in [0, 1]."""
+    k = max(1, min(k, len(before) - 1))
     a, b = (np.asarray(_neighbours(e, patient, k)) for e in (before, after))
     kept = (a[:, :, None] == b[:, None, :]).any(-1).mean()
     return float(1.0 - kept)

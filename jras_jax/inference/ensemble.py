@@ -1,0 +1,110 @@
+"""The folds of a cross-validation as one model: their probabilities averaged, slice by slice, on the model grid.
+
+Each fold retrieves from its own gallery. Of the patients of the cross-validation, all folds but one have trained on
+each: the ensemble is for scans of other patients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jras_jax.errors import UserError
+from jras_jax.inference import scans
+from jras_jax.inference.scans import Note, Task
+from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
+from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
+from jras_jax.run_folder.layout import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One fold, ready to segment."""
+
+    number: int
+    run: TrainedRun
+    gallery: RunGallery | None
+    segmenter: Segmenter
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """The folds of a cross-validation; `folder` holds fold_0, fold_1, ..."""
+
+    folder: RunFolder
+    members: list[Member]
+
+    def segment_file(self, task: Task, note: Note = lambda line: None) -> list[VolumePrediction]:
+        """Segments one scan by the mean of all folds' probabilities, and writes its mask and evidence.
+
+        The arguments, and what is raised, are those of `scans.segment_file`. The evidence has that of each fold in
+        'folds'; its own 'frames' have the entropy of the mean alone.
+        """
+        found: list[list[SlicePredictions]] = []
+        evidence: dict[str, Any] = {}
+        for member in self.members:
+            opened = scans.open_scan(member.run, task, member.gallery)
+            if member is self.members[0]:
+                first = opened
+                for remark in opened.remarks:
+                    note(remark)
+            segmenter = opened.ready.segmenter(member.segmenter)
+            predicted = [
+                segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
+                for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
+            ]
+            found.append(predicted)
+            own = scans.evidence_of(member.run, opened, member.run.finish(opened.ready, predicted), member.gallery)
+            evidence[str(member.number)] = own
+        lead = self.members[0].run
+        predictions = lead.finish(first.ready, [mean(frame) for frame in zip(*found, strict=True)])
+        whole = {k: v for k, v in evidence[str(self.members[0].number)].items() if k in _SHARED}
+        whole |= {
+            "run": str(self.folder),
+            "checkpoint_step": [member.run.step for member in self.members],
+            "frames": [{"frame": t, "entropy": round(p.entropy, 6)} for t, p in enumerate(predictions)],
+            "folds": evidence,
+        }
+        scans.write_mask_and_evidence(lead, first, predictions, whole)
+        return predictions
+
+
+_SHARED = ("input", "labels", "spacing", "spacing_unit", "slice_axis", "counting")
+
+
+def mean(predictions: Sequence[SlicePredictions]) -> SlicePredictions:
+    """The first member's prediction of some slices, with the mean of all members' probabilities."""
+    total = np.asarray(sum(p.probabilities for p in predictions) / np.float32(len(predictions)))
+    return predictions[0]._replace(probabilities=total)
+
+
+def open_ensemble(
+    folder: RunFolder, overrides: Sequence[str] = (), gallery: str | None = None, labels: str | None = None
+) -> Ensemble:
+    """Opens every fold of a folder.
+
+    Args:
+      folder: that holds fold_0, fold_1, ...
+      overrides: as of `open_run`, for each.
+      gallery, labels: as of `TrainedRun.open_gallery`, for each: a folder of labelled scans (a stored gallery belongs
+        to one fold's retriever). None: each fold's own.
+
+    Raises:
+      UserError: see `open_run` and `open_gallery`; or the folds segment different classes or grids.
+    """
+    members = []
+    for number, fold in folder.folds().items():
+        run = open_run(fold.path, overrides)
+        own = run.open_gallery(gallery, labels) if run.config.retrieval.enabled or gallery else None
+        members.append(Member(number, run, own, run.segmenter(own.arrays if own else None)))
+    lead = members[0].run
+    for member in members[1:]:
+        if member.run.description != lead.description or member.run.grid != lead.grid:
+            raise UserError(
+                f"{member.run.folder} and {lead.folder} have other classes or another grid of the model, so their "
+                "predictions cannot be averaged; train the folds with the same settings"
+            )
+    return Ensemble(folder, members)
