@@ -13,6 +13,7 @@ import jax
 from jras_jax import report
 from jras_jax.commands import folds
 from jras_jax.commands.dataset import load_data
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
 from jras_jax.errors import UserError
 from jras_jax.evaluation.evaluate import evaluate
@@ -26,21 +27,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--output", metavar="FOLDER", help="also write the split's masks as the challenge wants them submitted"
     )
-
-
-def add_workdir(p: argparse.ArgumentParser) -> None:
-    """The options of every command that opens a trained run."""
-    p.add_argument("--workdir", help="folder of a trained run")
-    p.add_argument("--config", help=argparse.SUPPRESS)
-
-
-def trained_folder(args: argparse.Namespace, command: str) -> RunFolder:
-    """The run's folder; raises UserError if there is no --workdir, or a --config, which the run itself has."""
-    if not args.workdir:
-        raise UserError(f"{command} needs --workdir=FOLDER of a trained run")
-    if args.config:
-        raise UserError(f"{command} reads the run's own settings from --workdir; leave --config out")
-    return RunFolder(args.workdir)
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from jras_jax.commands.dataset import load_data
-from jras_jax.commands.evaluate import add_workdir, trained_folder
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.data.slice_table import SliceTable, joined, without
 from jras_jax.errors import UserError

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 
 from jras_jax import files
-from jras_jax.commands.evaluate import add_workdir, trained_folder
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say, teller, warn
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.ensemble import Ensemble, open_ensemble

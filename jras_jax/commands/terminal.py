@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
-import rich.table
 
 from jras_jax.data.remarks import Teller
 
@@ -38,6 +35,8 @@ def progress(title: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     def shown(items: Iterable[Any]) -> Iterable[Any]:
         if jax.process_index() != 0:
             return items
+        import rich.progress
+
         return rich.progress.track(list(items), title, transient=True)
 
     return shown
@@ -57,6 +56,9 @@ def enable_compilation_cache() -> None:
 
 def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> None:
     """Dice per structure and phase, with and without retrieval."""
+    import rich.console
+    import rich.table
+
     enabled = summary["gallery"]["enabled"]
     table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} patients, 3-D per volume")
     table.add_column("structure")
@@ -77,6 +79,9 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
 
 def print_choices(result: dict[str, Any]) -> None:
     """The options that `jras choose` measured."""
+    import rich.console
+    import rich.table
+
     unit = {"voxel": "voxels"}.get(result["unit"], result["unit"])
     table = rich.table.Table(title=f"Validation, {result['patients']} patients; gain over neither, 95% interval")
     for name in ("post-processing", "augmentation", "Dice", "gain", f"HD95, {unit}", "gain "):

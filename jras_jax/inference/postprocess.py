@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import ndimage
 
 from jras_jax.inference.segmenter import VolumePrediction
 
@@ -25,6 +24,8 @@ def largest_component(labels: np.ndarray, structures: Iterable[int] | None = Non
     Returns:
       A new array like `labels`.
     """
+    from scipy import ndimage  # slow to import, and off by default
+
     out = labels.copy()
     every_neighbour = np.ones((3,) * labels.ndim, bool)
     for label in np.unique(labels[labels > 0]) if structures is None else structures:

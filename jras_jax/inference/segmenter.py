@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jras_jax import joint, mesh
+from jras_jax import mesh
 from jras_jax.data import Volume
 from jras_jax.data.dice import dice
 from jras_jax.data.grid import Grid, GridMap, VolumeSlices, volume_slices
 from jras_jax.errors import UserError
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
+from jras_jax.retrieval.selection import Selection
+
+if TYPE_CHECKING:
+    from jras_jax import joint
 
 
 class SlicePredictions(NamedTuple):
@@ -85,7 +90,7 @@ class Segmenter:
     so that one segmenter serves every validation of a run.
 
     Args:
-      model: of `joint.build_model`.
+      model: gives the model of `joint.build_model`; called when the program is traced.
       selection: how guides are chosen; None for the baseline.
       grid: the model grid.
       batch_size: slices per call; the last call is padded, so that one shape is compiled.
@@ -94,7 +99,8 @@ class Segmenter:
       seed: for strategies that draw.
 
     Attributes:
-      program: the jitted forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      program: the forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      angles: of the rotations that are averaged, in degrees; () without test-time augmentation.
       draws: whether guides are drawn, so that slices of several volumes must not share a batch.
       reads_truth: whether guides are chosen by the true masks.
     """
@@ -103,8 +109,8 @@ class Segmenter:
 
     def __init__(
         self,
-        model: joint.JointModel,
-        selection: joint.Selection | None,
+        model: Callable[[], joint.JointModel],
+        selection: Selection | None,
         grid: Grid,
         *,
         batch_size: int,
@@ -117,13 +123,13 @@ class Segmenter:
         self.gallery: Gallery | None = None
         data = device_mesh.shape["data"]
         self.batch_size = -(-batch_size // data) * data
-        self._key = jax.random.key(seed)
+        self._seed = seed
         # A strategy that draws to explore in training takes the best here; 'random' is the control, which draws.
         self.draws = selection is not None and selection.strategy == "random"
         self.reads_truth = selection is not None and selection.strategy == "oracle"
-        angles = self.ROTATIONS if tta else ()
-        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
-        self.program = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
+        self.angles = self.ROTATIONS if tta else ()
+        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
+        self.program: Any = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
         """This segmenter with variables (on the mesh) and a gallery embedded by them; None for the baseline."""
@@ -183,7 +189,7 @@ class Segmenter:
             raise UserError("config.retrieval.strategy='oracle' needs true masks: it is for labelled data only")
         size = self.batch_size
         put = functools.partial(mesh.put_whole, self.mesh)
-        key = jax.random.fold_in(self._key, start) if self.draws else None
+        key = jax.random.fold_in(jax.random.key(self._seed), start) if self.draws else None
         true = put(_filled(truth, size)) if self.reads_truth and truth is not None else None
         chunk, whose = put(_filled(images, size)), put(_filled(patient.astype(np.int32), size, -1))
         own = put(_filled(rows.astype(np.int32), size, -1))
@@ -226,12 +232,15 @@ def _forward(
     key: jax.Array | None,
     truth: jax.Array | None,
     *,
-    model: joint.JointModel,
-    selection: joint.Selection | None,
+    model: Callable[[], joint.JointModel],
+    selection: Selection | None,
     mesh: Mesh,
     angles: tuple[float, ...],
 ) -> tuple[jax.Array, ...]:
-    apply: Any = model.apply
+    from jras_jax import joint  # and with it Flax, which a kept program does without
+
+    built = model()
+    apply: Any = built.apply
     plain = images.astype(jnp.float32) / 255.0
     guides, b = None, images.shape[0]
     indices, weights = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0))
@@ -239,9 +248,9 @@ def _forward(
     if gallery is not None and selection is not None:
         embeddings = apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
-        scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=model.num_classes)
+        scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=built.num_classes)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, model.num_classes, scores=scores, key=key, mesh=mesh
+            embeddings, gallery, queries, selection, built.num_classes, scores=scores, key=key, mesh=mesh
         )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)

@@ -11,14 +11,14 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
 from jras_jax import config as configs
-from jras_jax import joint, mesh
+from jras_jax import mesh
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription, Volume, axes, finder, own, pairs
 from jras_jax.data.description import CARDIAC
@@ -26,14 +26,19 @@ from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
-from jras_jax.inference.embedder import Embedder
+from jras_jax.inference import programs
 from jras_jax.inference.postprocess import postprocessed
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction, on_scan
-from jras_jax.retrieval import gallery_files, retriever
-from jras_jax.retrieval.gallery import Gallery, as_one_patient, gallery_from_table, with_embeddings
+from jras_jax.retrieval import gallery_files
+from jras_jax.retrieval.gallery import Gallery, HostRows, as_one_patient, gallery_from_table, with_embeddings
 from jras_jax.retrieval.known import KnownPatients, Match
-from jras_jax.run_folder.checkpoints import Checkpoints
+from jras_jax.retrieval.selection import Selection
+from jras_jax.run_folder import stored_arrays
+from jras_jax.run_folder.checkpoints import Checkpoints, check_same_arrays
 from jras_jax.run_folder.layout import RunFolder
+
+if TYPE_CHECKING:
+    from jras_jax import joint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,7 @@ class TrainedRun:
     Attributes:
       config: the run's own settings, with the overrides of this call.
       folder: its files.
-      model, variables: as of the best checkpoint (its running mean of the parameters if it kept one).
+      variables: as of the best checkpoint (its running mean of the parameters if it kept one).
       step: the checkpoint's step.
       description: of the data set that it was trained on.
       device_mesh: the mesh that holds the variables.
@@ -76,17 +81,43 @@ class TrainedRun:
 
     config: Config
     folder: RunFolder
-    model: joint.JointModel
     variables: joint.Variables
     step: int
     device_mesh: jax.sharding.Mesh
     description: DatasetDescription = CARDIAC
 
     @functools.cached_property
+    def model(self) -> joint.JointModel:
+        """The model that the settings describe; made when it is first needed."""
+        from jras_jax import joint
+
+        return joint.build_model(self.config, self.description)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What the model depends on."""
+        return {"config": dataclasses.asdict(self.config), "description": dataclasses.asdict(self.description)}
+
+    def check_model(self) -> None:
+        """Compares the variables with the model's, unless an earlier start has compared the same ones.
+
+        Raises:
+          CheckpointError: names or shapes are not the model's.
+        """
+        name = programs.name_of(self._facts, self.variables)
+        if programs.is_known(name):
+            return
+        from jras_jax import joint
+
+        wanted = jax.eval_shape(lambda: joint.init_variables(self.model, self.config))
+        check_same_arrays(self.variables, wanted, self.folder.checkpoints / str(self.step))
+        programs.remember(name)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The retriever's fingerprint; galleries made by another retriever are refused."""
         params = mesh.to_host(self.variables["params"]["retriever"])
-        return retriever.fingerprint(params, dataclasses.asdict(self.config.retriever))
+        return gallery_files.fingerprint(params, dataclasses.asdict(self.config.retriever))
 
     @functools.cached_property
     def splits(self) -> dict[str, Any]:
@@ -100,15 +131,17 @@ class TrainedRun:
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings (N, dim) float32 of slices (N, S, S) uint8 by this run's retriever."""
+        from jras_jax.inference.embedder import Embedder
+
         batch = max(32, self.config.eval.batch_size)
         return Embedder(self.model, self.device_mesh, batch, images).embeddings(self.variables)
 
     def segmenter(self, gallery: Gallery | None, *, tta: bool | None = None) -> Segmenter:
         """A segmenter with this gallery; None for a run without retrieval. `tta` overrides config.eval.tta."""
         config = self.config
-        selection = None if gallery is None else joint.Selection.of(config.retrieval)
+        selection = None if gallery is None else Selection.of(config.retrieval)
         segmenter = Segmenter(
-            self.model,
+            lambda: self.model,
             selection,
             self.grid,
             batch_size=config.eval.batch_size,
@@ -116,6 +149,10 @@ class TrainedRun:
             tta=config.eval.tta if tta is None else tta,
             seed=config.seed,
         )
+        in_host_memory = gallery is not None and isinstance(gallery.images, HostRows)
+        if self.device_mesh.size == 1 and not (segmenter.draws or in_host_memory):
+            facts = {"tta": segmenter.angles, "retrieves": selection is not None} | self._facts
+            segmenter.program = programs.Kept(segmenter.program, facts)
         return segmenter.using(self.variables, gallery)
 
     def table_of(self, volumes: list[Volume]) -> SliceTable:
@@ -349,16 +386,15 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    checkpoints = Checkpoints(folder)
-    description = folder.read_description(config.dataset.name)
-    model = joint.build_model(config, description)
-    shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
-    shardings = mesh.parameter_shardings(shapes, device_mesh)
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     kept = "ema" if config.optim.ema_decay else "params"
-    extra = {k: v for k, v in target.items() if k != "params"}
-    best, arrays = checkpoints.restore_best({"state": {kept: target["params"], "extra": extra}})
-    restored = arrays["state"]
-    return TrainedRun(
-        config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh, description
+    wanted = stored_arrays.Chosen(
+        lambda path: path[:2] in (("state", kept), ("state", "extra")),
+        lambda shapes: mesh.parameter_shardings(shapes, device_mesh),
     )
+    best, arrays = Checkpoints(folder).restore_best(wanted)
+    restored = arrays.get("state", {})
+    variables = {"params": restored.get(kept, {}), **restored.get("extra", {})}
+    description = folder.read_description(config.dataset.name)
+    run = TrainedRun(config, folder, variables, best, device_mesh, description)
+    run.check_model()
+    return run

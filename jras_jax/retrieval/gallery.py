@@ -10,11 +10,11 @@ similarity of the query and the fetched rows' embeddings, so that it is exact on
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +47,9 @@ class HostRows:
 jax.tree_util.register_pytree_node(HostRows, lambda rows: ((), rows), lambda rows, _: rows)
 
 
-class Gallery(flax.struct.PyTreeNode):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gallery:
     """Labelled slices that may guide.
 
     Attributes:
@@ -67,6 +69,10 @@ class Gallery(flax.struct.PyTreeNode):
     def __len__(self) -> int:
         return self.embeddings.shape[0]
 
+    def replace(self, **changes: Any) -> Gallery:
+        """This gallery with other arrays."""
+        return dataclasses.replace(self, **changes)
+
 
 class QueryKeys(NamedTuple):
     """Who asks: patient (B,) int32 (the gallery's number, -1: not there), row (B,) int32 (own row, -1: none)."""
@@ -75,7 +81,9 @@ class QueryKeys(NamedTuple):
     row: jax.Array
 
 
-class Guides(flax.struct.PyTreeNode):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guides:
     """What was retrieved for B queries.
 
     Attributes:
@@ -90,6 +98,10 @@ class Guides(flax.struct.PyTreeNode):
     weights: jax.Array
     indices: jax.Array
     similarity: jax.Array
+
+    def replace(self, **changes: Any) -> Guides:
+        """These guides with other arrays."""
+        return dataclasses.replace(self, **changes)
 
 
 def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory: str = "device") -> Gallery:

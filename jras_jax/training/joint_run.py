@@ -165,7 +165,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
     gallery = _gallery(config, model, table, device_mesh) if config.retrieval.enabled else None
     segmenter = Segmenter(
-        model,
+        lambda: model,
         joint.Selection.of(config.retrieval) if gallery else None,
         data.grid,
         batch_size=config.eval.batch_size,
