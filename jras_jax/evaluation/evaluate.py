@@ -29,6 +29,7 @@ POSITION_COLUMNS = (
     *("patient", "phase", "position", "structure", "dice", "jaccard"),
     *("voxels", "reference_voxels", "empty"),
 )
+PROTOCOL_2D = "2-D scores per image and structure, in the image's own pixels; splits by patient"
 PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
 _GUIDES = {
     "patient": "; guides come from training patients only, never from the query's own patient",
@@ -218,10 +219,12 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
+        "protocol": (PROTOCOL if run.description.dimensions == 3 else PROTOCOL_2D)
+        + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
         "dataset": run.description.name,
         "structures": list(run.description.structures),
         "phases": list(run.description.phases),
+        "dimensions": run.description.dimensions,
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
