@@ -1,6 +1,6 @@
 """U-Net with prototype guides on BUSI, breast ultrasound (Al-Dhabyani et al., Data in Brief 2020).
 
-    jras train --config=configs/busi_unet.py --workdir=runs/busi --config.dataset.manual_dir=PATH_TO_BUSI
+    python run.py --config=configs/busi_unet.py --workdir=runs/busi --config.dataset.manual_dir=PATH_TO_BUSI
 
 The images have no known pixel size: each is scaled to fit the grid, and distances are in pixels. The download does not
 say which images are of one woman, so images of one woman may train and validate. Not trained at full size yet.

@@ -1,6 +1,6 @@
 """U-Net with prototype guides on COVID-19-CT-Seg, chest CT with lungs and infection (Ma et al., Medical Physics 2021).
 
-    jras train --config=configs/covid_unet.py --workdir=runs/covid --config.dataset.manual_dir=PATH_TO_COVID
+    python run.py --config=configs/covid_unet.py --workdir=runs/covid --config.dataset.manual_dir=PATH_TO_COVID
 
 The 20 volumes of Zenodo 3757476: which lung CT the third version of the J-RAS paper used is not known for certain, and
 this is the public set with official masks of lungs and infection. Not trained at full size yet.

@@ -1,7 +1,7 @@
 """U-Net with prototype guides on a folder of your own data.
 
     jras check PATH
-    jras train --config=configs/folder.py --workdir=runs/own --config.dataset.manual_dir=PATH
+    python run.py --config=configs/folder.py --workdir=runs/own --config.dataset.manual_dir=PATH
 
 PATH has nnU-Net's raw layout (dataset.json, imagesTr, labelsTr), or holds pairs NAME.png and NAME_gt.png (NIfTI, PNG or
 TIFF) with a dataset.json that names the classes: {"labels": {"background": 0, "tumour": 1}}. docs/OWN_DATA.md has the

@@ -1,6 +1,6 @@
 """U-Net with prototype guides on the short axes of M&Ms-2 (Martín-Isla et al., IEEE JBHI 2023).
 
-    jras train --config=configs/mnms2_unet.py --workdir=runs/mnms2 --config.dataset.manual_dir=PATH_TO_MNMS2
+    python run.py --config=configs/mnms2_unet.py --workdir=runs/mnms2 --config.dataset.manual_dir=PATH_TO_MNMS2
 
 Long axes are never read. Not trained at full size yet.
 """

@@ -93,18 +93,26 @@ def open_ensemble(
         to one fold's retriever). None: each fold's own.
 
     Raises:
-      UserError: see `open_run` and `open_gallery`; or the folds segment different classes or grids.
+      UserError: see `open_run` and `open_gallery`; or the folds were trained with different settings.
     """
-    members = []
+    members: list[Member] = []
     for number, fold in folder.folds().items():
         run = open_run(fold.path, overrides)
-        own = run.open_gallery(gallery, labels) if run.config.retrieval.enabled or gallery else None
-        members.append(Member(number, run, own, run.segmenter(own.arrays if own else None)))
-    lead = members[0].run
-    for member in members[1:]:
-        if member.run.description != lead.description or member.run.grid != lead.grid:
+        lead = members[0].run if members else run
+        if _settings(run) != _settings(lead):
             raise UserError(
-                f"{member.run.folder} and {lead.folder} have other classes or another grid of the model, so their "
-                "predictions cannot be averaged; train the folds with the same settings"
+                f"{run.folder} and {lead.folder} were trained with different settings, so their predictions cannot be "
+                "averaged; train the folds by one command"
             )
+        own = run.open_gallery(gallery, labels) if run.config.retrieval.enabled or gallery else None
+        arrays = own.arrays if own else None
+        # One program serves all folds: it is compiled again only where their galleries differ in size.
+        segmenter = members[0].segmenter.using(run.variables, arrays) if members else run.segmenter(arrays)
+        members.append(Member(number, run, own, segmenter))
     return Ensemble(folder, members)
+
+
+def _settings(run: TrainedRun) -> tuple[Any, ...]:
+    """What the folds must have in common."""
+    dataset = dataclasses.replace(run.config.dataset, fold=0, manual_dir="", data_dir="")
+    return dataclasses.replace(run.config, dataset=dataset), run.description, run.grid
