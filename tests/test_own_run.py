@@ -118,5 +118,8 @@ def test_pictures_train_and_their_masks_are_pictures(tmp_path):
     assert main(["predict", f"--workdir={tmp_path / 'run'}", f"--input={single}", f"--output={target}"]) == 0
     mask = PIL.Image.open(target / "lesion 3.png")
     assert mask.size == PIL.Image.open(single).size and set(np.unique(np.asarray(mask))) <= {0, 2, 5}
+    named = tmp_path / "named.png"
+    assert main(["predict", f"--workdir={tmp_path / 'run'}", f"--input={single}", f"--output={named}"]) == 0
+    assert named.is_file() and np.array_equal(np.asarray(PIL.Image.open(named)), np.asarray(mask))
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
     assert len(list((tmp_path / "out").glob("lesion *.png"))) == 2

@@ -51,7 +51,8 @@ def tasks(
 
     Args:
       source: .nii or .nii.gz, or a folder; files named *_gt and masks of this program are left out.
-      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz.
+      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz;
+        .png of a picture.
       note: takes a line on whatever is left out.
       description: of the run's data set. For one of 2-D images or several channels, see `inputs.groups`.
 
@@ -63,7 +64,7 @@ def tasks(
     groups = inputs.groups(source, description) if inputs.is_needed(description) else [[s] for s in _inputs(source)]
     scans = _without_masks([group[0] for group in groups], source, output, note)
     more = {group[0]: tuple(group[1:]) for group in groups}
-    if output.name.lower().endswith(images.SUFFIXES):
+    if output.name.lower().endswith(".png" if description.dimensions == 2 else pairs.SUFFIXES):
         if source.is_dir():
             raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
         found = [Task(scans[0], output, more[scans[0]])]
