@@ -15,6 +15,7 @@ def get_config():
     c.name = "covid_unet"
     c.dataset.name = "covid"
     c.dataset.spacing_mm = 1.6
+    c.dataset.frame = "whole"
     c.backbone.options.deep_supervision = True
     c.retriever.image_size = 128
     c.train.num_steps = 20_000

@@ -18,6 +18,7 @@ def get_config():
     c.name = "folder"
     c.dataset.name = "folder"
     c.augment.flip = False
+    c.dataset.frame = "whole"
     c.backbone.options.deep_supervision = True
     c.retriever.image_size = 128
     c.train.num_steps = 20_000

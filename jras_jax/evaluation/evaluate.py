@@ -163,11 +163,14 @@ class _Scores:
         self.cases: list[dict[str, Any]] = []
         self.positions: list[dict[str, Any]] = []
         self.paper: list[list[dict[str, Any]]] = []
+        self.unlocated: list[str] = []
 
     def add(self, volume: Volume, prediction: VolumePrediction) -> float:
         """Scores a volume; returns its mean Dice."""
         assert volume.mask is not None
         rows = evaluator.case_rows(volume, prediction)
+        if prediction.located is not None and prediction.located.frame is None:
+            self.unlocated.append(volume.case)
         self.cases += rows
         self.positions += evaluator.position_rows(volume, prediction)
         self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels, volume.description.structures))
@@ -204,6 +207,9 @@ def _summary(
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
         logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
+    if scores.unlocated:
+        names = ", ".join(scores.unlocated[:3]) + (", ..." if len(scores.unlocated) > 3 else "")
+        warnings.append(f"the heart was not found in {len(scores.unlocated)} cases, segmented as whole slices: {names}")
     if config.eval.split == "test" and choose.unmeasured(run):
         warnings.append(choose.UNMEASURED)
     guided_by: dict[str, Any] = {"enabled": config.retrieval.enabled}
@@ -231,6 +237,7 @@ def _summary(
         "unit": units.pop() if len(units) == 1 else "mixed",
         "gallery": guided_by,
         "retrieval": retrieved.summary() if retrieved is not None else {},
+        "frame": _frame(config.dataset.frame, scores),
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
         "clinical": clinical.clinical_summary(scores.cases) if run.description.indices else {},
         "uncertainty": scores.uncertainty(),
@@ -243,6 +250,11 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+
+
+def _frame(kind: str, scores: _Scores) -> dict[str, Any]:
+    """What the model saw: whole slices, or crops in the frame of the heart and the cases where it was not found."""
+    return {"kind": kind} | ({"not_found": scores.unlocated} if kind == "heart" else {})
 
 
 def _changes(run: TrainedRun, data: RunData) -> list[str]:

@@ -44,6 +44,8 @@ class EvidenceWriter:
             "prediction": np.argmax(prediction.slices.probabilities, -1).astype(np.uint8),
             "dice": np.float32(dice),
         }
+        if prediction.located is not None:
+            arrays |= {"wholes": prediction.located.wholes, "corners": prediction.located.corners}
         if self._table is not None:
             rows = prediction.slices.indices
             arrays |= {

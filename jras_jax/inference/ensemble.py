@@ -1,4 +1,4 @@
-"""The folds of a cross-validation as one model: their probabilities averaged, slice by slice, on the model grid.
+"""The folds of a cross-validation as one model: their probabilities averaged on the grid of the scan.
 
 Each fold retrieves from its own gallery. Of the patients of the cross-validation, all folds but one have trained on
 each: the ensemble is for scans of other patients.
@@ -14,8 +14,9 @@ import numpy as np
 
 from jras_jax.errors import UserError
 from jras_jax.inference import scans
+from jras_jax.inference.postprocess import postprocessed
 from jras_jax.inference.scans import Note, Task
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
+from jras_jax.inference.segmenter import Segmenter, VolumePrediction, predictive_entropy
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 from jras_jax.run_folder.layout import RunFolder
 
@@ -43,42 +44,40 @@ class Ensemble:
         The arguments, and what is raised, are those of `scans.segment_file`. The evidence has that of each fold in
         'folds'; its own 'frames' have the entropy of the mean alone.
         """
-        found: list[list[SlicePredictions]] = []
         evidence: dict[str, Any] = {}
+        whole: list[np.ndarray] = []
         for member in self.members:
-            opened = scans.open_scan(member.run, task, member.gallery)
-            if member is self.members[0]:
-                first = opened
-                for remark in opened.remarks:
-                    note(remark)
+            opened = scans.open_scan(member.run, task, member.gallery, member.segmenter)
             segmenter = opened.ready.segmenter(member.segmenter)
             predicted = [
                 segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
                 for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
             ]
-            found.append(predicted)
-            own = scans.evidence_of(member.run, opened, member.run.finish(opened.ready, predicted), member.gallery)
-            evidence[str(member.number)] = own
-        lead = self.members[0].run
-        predictions = lead.finish(first.ready, [mean(frame) for frame in zip(*found, strict=True)])
-        whole = {k: v for k, v in evidence[str(self.members[0].number)].items() if k in _SHARED}
-        whole |= {
+            predictions = member.run.finish(opened.ready, predicted)
+            evidence[str(member.number)] = scans.evidence_of(member.run, opened, predictions, member.gallery)
+            shares = [p.probabilities / np.float32(len(self.members)) for p in predictions]
+            whole = shares if not whole else [a + b for a, b in zip(whole, shares, strict=True)]
+        for remark in opened.remarks:
+            note(remark)
+        predictions = [self._decided(p, shares) for p, shares in zip(predictions, whole, strict=True)]
+        facts = {k: v for k, v in evidence[str(self.members[0].number)].items() if k in _SHARED}
+        facts |= {
             "run": str(self.folder),
             "checkpoint_step": [member.run.step for member in self.members],
             "frames": [{"frame": t, "entropy": round(p.entropy, 6)} for t, p in enumerate(predictions)],
             "folds": evidence,
         }
-        scans.write_mask_and_evidence(lead, first, predictions, whole)
+        scans.write_mask_and_evidence(self.members[-1].run, opened, predictions, facts)
         return predictions
+
+    def _decided(self, last: VolumePrediction, probabilities: np.ndarray) -> VolumePrediction:
+        """The last member's prediction with the labels and the entropy of the mean probabilities (X, Y, Z, C)."""
+        labels = np.argmax(probabilities, -1).astype(np.uint8)
+        decided = dataclasses.replace(last, labels=labels, entropy=predictive_entropy(probabilities))
+        return postprocessed(decided, self.members[0].run.config.eval.postprocess)
 
 
 _SHARED = ("input", "labels", "spacing", "spacing_unit", "slice_axis", "counting")
-
-
-def mean(predictions: Sequence[SlicePredictions]) -> SlicePredictions:
-    """The first member's prediction of some slices, with the mean of all members' probabilities."""
-    total = np.asarray(sum(p.probabilities for p in predictions) / np.float32(len(predictions)))
-    return predictions[0]._replace(probabilities=total)
 
 
 def open_ensemble(

@@ -22,7 +22,7 @@ from jras_jax import mesh
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription, Volume, axes, finder, own, pairs
 from jras_jax.data.description import CARDIAC
-from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
+from jras_jax.data.grid import Grid, VolumeSlices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
@@ -127,7 +127,9 @@ class TrainedRun:
     @functools.cached_property
     def grid(self) -> Grid:
         """The model grid; it ignores the scans' spacing if no training scan had one."""
-        return grid_of(self.config.dataset)._replace(ignore_spacing=self.splits.get("spacing") == "unknown")
+        return grid_of(self.config.dataset, self.description)._replace(
+            ignore_spacing=self.splits.get("spacing") == "unknown"
+        )
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings (N, dim) float32 of slices (N, S, S) uint8 by this run's retriever."""
@@ -148,11 +150,13 @@ class TrainedRun:
             device_mesh=self.device_mesh,
             tta=config.eval.tta if tta is None else tta,
             seed=config.seed,
+            rounds=config.eval.frame_rounds,
         )
         in_host_memory = gallery is not None and isinstance(gallery.images, HostRows)
         if self.device_mesh.size == 1 and not (segmenter.draws or in_host_memory):
             facts = {"tta": segmenter.angles, "retrieves": selection is not None} | self._facts
             segmenter.program = programs.Kept(segmenter.program, facts)
+            segmenter.locate = programs.Kept(segmenter.locate, facts | {"part": "locator"})
         return segmenter.using(self.variables, gallery)
 
     def table_of(self, volumes: list[Volume]) -> SliceTable:
@@ -305,26 +309,29 @@ class TrainedRun:
         Raises:
           UserError: the run needs a gallery, or the leak rule leaves too few slices of other patients.
         """
-        ready = self.prepare(volumes, gallery)
-        segmenter = ready.segmenter(segmenter or self.segmenter(gallery.arrays if gallery else None))
+        segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
+        ready = self.prepare(volumes, gallery, segmenter)
+        segmenter = ready.segmenter(segmenter)
         predicted = [
             segmenter.slices(s.images, ready.patient, rows, s.masks)
             for s, rows in zip(ready.slices, ready.rows, strict=True)
         ]
         return self.finish(ready, predicted)
 
-    def prepare(self, volumes: list[Volume], gallery: RunGallery | None) -> Prepared:
+    def prepare(self, volumes: list[Volume], gallery: RunGallery | None, segmenter: Segmenter) -> Prepared:
         """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
+
+        In the frame of the heart, the segmenter's locator runs; several threads may call this at once.
 
         Raises:
           UserError: see `segment_volumes`.
         """
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
-        slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
+        slices = [segmenter.placed(v, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
         if gallery is None:
             return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
-        match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
+        match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
         merged = None
         if self.config.retrieval.exclude == "patient":
             gallery.known.check(match, self.config.retrieval.top_k)
