@@ -7,8 +7,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jras_jax.data import DatasetDescription, Volume, geometry, images, layout, names, remarks
+from jras_jax.data import DatasetDescription, Volume, geometry, images, layout, names, pairs, remarks
 from jras_jax.errors import UserError
+
+
+def read_labelled(
+    folder: str | pathlib.Path, labels: Mapping[str, int], description: DatasetDescription
+) -> list[Volume]:
+    """The labelled cases of a folder: `pairs.read_pairs` for data sets with phases, else `read_cases`."""
+    if description.phases:
+        return pairs.read_pairs(folder, labels, description)
+    return read_cases(pathlib.Path(folder), labels, description)
 
 
 def read_cases(folder: pathlib.Path, labels: Mapping[str, int], description: DatasetDescription) -> list[Volume]:

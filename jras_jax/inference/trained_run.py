@@ -234,14 +234,9 @@ class TrainedRun:
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
-        table = self.table_of(self.labelled(source, self.label_values(labels)))
+        table = self.table_of(own.read_labelled(source, self.label_values(labels), self.description))
         line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
-
-    def labelled(self, folder: str | pathlib.Path, values: dict[str, int]) -> list[Volume]:
-        """The labelled cases of a folder, as `pairs.read_pairs` and `own.read_cases` give them."""
-        read = pairs.read_pairs if self.description.phases else own.read_cases
-        return read(pathlib.Path(folder), values, self.description)
 
     def label_values(self, labels: str | None) -> dict[str, int]:
         """'LV:1,MYO:2,RV:3' -> {'LV': 1, ...}; None: the values of the run's data set."""
@@ -287,11 +282,10 @@ class TrainedRun:
           UserError: the image is not 3-D or not finite, or the run needs a gallery.
         """
         image = np.asarray(image, np.float32)
-        channels = len(self.description.channels)
-        shape = "(X, Y, Z)" if channels == 1 else f"(X, Y, Z, {channels})"
-        fits = image.ndim == 3 if channels == 1 else image.ndim == 4 and image.shape[3] == channels
-        if not fits or not np.isfinite(image).all():
-            raise UserError(f"the image must be a finite array {shape}, not {image.shape}")
+        channels = () if len(self.description.channels) == 1 else (len(self.description.channels),)
+        if image.ndim != 3 + len(channels) or image.shape[3:] != channels or not np.isfinite(image).all():
+            wanted = ", ".join(map(str, ("X", "Y", "Z", *channels)))
+            raise UserError(f"the image must be a finite array ({wanted}), not {image.shape}")
         known = spacing is not None
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
@@ -385,9 +379,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
         raise UserError(
             f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
         )
-    if there := folder.folds():
-        one = next(iter(there.values()))
-        raise UserError(f"--workdir={workdir}: holds {len(there)} folds; name one of them, such as --workdir={one}")
+    folder.check_single()
     configs.check_opened(overrides)
     settings = configs.override(configs.load_saved(folder.config), overrides)
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'

@@ -129,6 +129,12 @@ class RunFolder:
         names = [p.name.removeprefix("fold_") for p in self.path.glob("fold_*") if (p / "config.json").is_file()]
         return {number: self.fold(number) for number in sorted(int(name) for name in names if name.isdecimal())}
 
+    def check_single(self) -> None:
+        """Raises UserError if the folder holds the folds of a cross-validation."""
+        if there := self.folds():
+            one = next(iter(there.values()))
+            raise UserError(f"--workdir={self}: holds {len(there)} folds; name one of them, such as --workdir={one}")
+
     def evaluation(self, name: str) -> EvaluationFolder:
         """The folder of one evaluation, named by `evaluation_name`."""
         return EvaluationFolder(name, self.path / "evaluation" / name)
