@@ -6,6 +6,7 @@ jras evaluate --workdir=runs/acdc --config.eval.split=test
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jras_jax.commands import folds
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
+from jras_jax.config.limits import MAX_PATIENTS
 from jras_jax.errors import UserError
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
@@ -27,28 +29,48 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--output", metavar="FOLDER", help="also write the split's masks as the challenge wants them submitted"
     )
+    p.add_argument(
+        "--evidence", choices=["all"], help="keep every case and show it slice by slice in the report (default: few)"
+    )
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Evaluates; returns the exit status."""
     folder = trained_folder(args, "evaluate")
     enable_compilation_cache()
+    every_case = args.evidence == "all"
     if there := folder.folds():
         if args.output:
             raise UserError(f"--workdir={folder}: holds folds; --output writes the masks of one: name its folder")
-        names = {evaluate_and_report(fold, overrides) for fold in there.values()}
+        names = {evaluate_and_report(fold, overrides, every_case=every_case) for fold in there.values()}
         if jax.process_index() == 0:
             folds.tell(folder, *names)
         return 0
-    evaluate_and_report(folder, overrides, args.output)
+    evaluate_and_report(folder, overrides, args.output, every_case=every_case)
     return 0
 
 
-def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> str:
-    """Evaluates a run and the baseline inside it, prints scores, writes the report; returns the evaluation's name."""
+def evaluate_and_report(
+    folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None, *, every_case: bool = False
+) -> str:
+    """Evaluates a run and the baseline inside it, prints the scores and writes the report.
+
+    Args:
+      folder: of the run.
+      overrides: `--config...` arguments.
+      submission: folder for masks in the challenge's layout.
+      every_case: whether to keep and show the evidence of every case.
+
+    Returns:
+      The name of the evaluation.
+    """
+    if every_case:
+        overrides = (*overrides, f"--config.eval.evidence_cases={MAX_PATIENTS}")
     before = {name: one.checkpoint_step for name, one in folder.evaluations().items()}
     summary = evaluate_one(folder, overrides, submission)
-    baseline = evaluate_one(folder.baseline, overrides) if folder.baseline.config.is_file() else None
+    baseline = None
+    if folder.baseline.config.is_file():  # its masks of the same cases
+        baseline = evaluate_one(folder.baseline, overrides, keep=summary["evidence"])
     name = str(summary["evaluation"])
     if jax.process_index() != 0:
         return name
@@ -57,16 +79,26 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
         say(f"note: {warning}")
     if before.get(name) not in (None, summary["checkpoint_step"]):
         say(f"note: replaces the scores of step {before[name]} with those of step {summary['checkpoint_step']}")
-    page = report.write_report(folder.path, split=name, baseline_dir=folder.baseline.path if baseline else None)
+    page = report.write_report(
+        folder.path,
+        split=name,
+        baseline_dir=folder.baseline.path if baseline else None,
+        evidence="all" if every_case else None,
+    )
     say(f"scores: {folder.evaluation(name).summary}\nreport: {page}")
     if submission:
         say(f"masks in the challenge's layout: {submission}")
     return name
 
 
-def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> dict[str, Any]:
-    """Evaluates one run on its own data set; returns the summary."""
+def evaluate_one(
+    folder: RunFolder,
+    overrides: tuple[str, ...],
+    submission: str | None = None,
+    keep: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary."""
     run = open_run(folder.path, overrides)
     data = load_data(run.config.dataset, run.splits)
     title = f"evaluating {run.config.eval.split}"
-    return evaluate(run, data, submission=submission, progress=progress(title))
+    return evaluate(run, data, submission=submission, keep=keep, progress=progress(title))

@@ -153,5 +153,9 @@ class Eval:
         change="free",
     )
     evidence_cases: int = setting(
-        8, "number of cases kept for the report", at_least=0, at_most=MAX_PATIENTS, change="free"
+        9,
+        "number of cases kept for the report, evenly over the ranking by Dice; an odd number has the median case",
+        at_least=0,
+        at_most=MAX_PATIENTS,
+        change="free",
     )
