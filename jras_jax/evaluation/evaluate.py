@@ -17,7 +17,7 @@ from absl import logging
 
 from jras_jax import config as configs
 from jras_jax import files
-from jras_jax.data import Volume
+from jras_jax.data import DatasetDescription, Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
 from jras_jax.evaluation.evidence import EvidenceWriter
@@ -197,6 +197,16 @@ class _Scores:
         return {f"{name}_vs_dice": {"spearman": c.rho, "p": c.p, "n": c.n} for name, c in found.items() if c.n}
 
 
+def _described(description: DatasetDescription) -> dict[str, Any]:
+    """What a summary says of the data set."""
+    return {
+        "dataset": description.name,
+        "structures": list(description.structures),
+        "phases": list(description.phases),
+        "dimensions": description.dimensions,
+    }
+
+
 def _summary(
     run: TrainedRun,
     data: RunData,
@@ -234,10 +244,7 @@ def _summary(
     return metrics.aggregate(scores.cases) | {
         "protocol": (PROTOCOL if run.description.dimensions == 3 else PROTOCOL_2D)
         + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
-        "dataset": run.description.name,
-        "structures": list(run.description.structures),
-        "phases": list(run.description.phases),
-        "dimensions": run.description.dimensions,
+        **_described(run.description),
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
