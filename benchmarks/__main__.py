@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     table.show(results, console)
-    # A partial or quick run must not stand where the published figures do.
+    # A partial or quick run must not replace the published figures.
     published = sizes is FULL and not options.only and results["torch"]
     folder = pathlib.Path(options.output or (ROOT / "benchmarks" if published else ROOT / "runs" / "benchmarks"))
     table.save(results, folder)
@@ -103,12 +103,7 @@ def run(sizes: Sizes, only: list[str], *, with_torch: bool, console: Console) ->
             compiled = worker("torch-compile", sizes, part) if compiles and part in sizes.compiled else []
             rows += table.merge(ours, eager, compiled, peaks)
     rows += table.epochs(rows, sizes)
-    return {
-        "command": f"python -m benchmarks {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "revision": provenance.git_revision(),
-        "machine": _machine(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in SEEN},
+    return facts_of_this_run() | {
         "allocator": measure.ALLOCATOR,
         "sizes": sizes.name,
         "torch": with_torch,
@@ -116,6 +111,18 @@ def run(sizes: Sizes, only: list[str], *, with_torch: bool, console: Console) ->
         "rows": rows,
         "scaling": scaling,
         "seconds": time.monotonic() - start,
+    }
+
+
+def facts_of_this_run() -> dict[str, Any]:
+    """Command, date, revision, machine and versions, as every file of figures holds them."""
+    module = f"benchmarks.{pathlib.Path(sys.argv[0]).stem}".removesuffix(".__main__")
+    return {
+        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "revision": provenance.git_revision(),
+        "machine": _machine(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in SEEN},
     }
 
 

@@ -26,6 +26,7 @@ class Sizes:
       seconds: wall time that the repeats of one figure may take; repeats: at least and at most so many.
       filling: nothing is measured, the compilation cache is filled.
       devices: numbers of simulated devices of the weak scaling. scaling_gallery: gallery rows a device there.
+      folder: patients that are predicted as a folder, and phantom patients that guide them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Sizes:
     repeats: tuple[int, int]
     devices: tuple[int, ...]
     scaling_gallery: int
+    folder: tuple[int, int]
     compiled: tuple[str, ...] = ()
     filling: bool = False
 
@@ -66,6 +68,7 @@ FULL = Sizes(
     repeats=(3, 8),
     devices=(1, 2, 4, 8),
     scaling_gallery=1900,
+    folder=(20, 60),
     compiled=("joint:segformer-b0+tiny", "joint:unet+tiny"),
 )
 QUICK = Sizes(
@@ -83,6 +86,7 @@ QUICK = Sizes(
     repeats=(2, 3),
     devices=(2,),
     scaling_gallery=32,
+    folder=(2, 3),
 )
 BY_NAME = {sizes.name: sizes for sizes in (FULL, QUICK)}
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ours, retrieval, scaling, table
+from benchmarks import folder, ours, retrieval, scaling, table
 from benchmarks.sizes import FULL, QUICK, TARGETS, parts, target
 from jras_jax import kernels
 from jras_jax.errors import UserError
@@ -161,3 +161,20 @@ def test_one_part_runs_without_torch(tmp_path):
     assert row["ours_ms"] > 0 and row["gflop"] > 0 and row["torch_ms"] is None
     assert results["peaks"]["gflops"] > 0 and results["versions"]["jax"] != "not installed"
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_folder_is_predicted_by_both_sides(tmp_path):
+    """In full, at tiny size; without PyTorch ours alone."""
+    assert folder.main(["--quick", "--pairs=1", f"--output={tmp_path}"]) == 0
+    whole, start = json.loads((tmp_path / "folder.json").read_text())["rows"]
+    assert "4 volumes" in whole["row"] and whole["ours_s"] > 0 and whole["ours_peak_gb"] > 0.1
+    assert start["theirs_s"] > 0 and start["ratio"] == pytest.approx(start["ours_s"] / start["theirs_s"])
+
+
+def test_a_ratio_is_the_median_over_pairs():
+    pairs = [
+        [{"s": 1.0, "cpu_s": 1.0, "peak_gb": 1.0}, {"s": s, "cpu_s": 2.0, "peak_gb": 1.0}] for s in (2.0, 9.0, 4.0)
+    ]
+    assert (row := folder._row("x", 3.0, pairs, inverse=False))["ratio"] == 4.0 and row["met"]
+    assert (row := folder._row("x", 0.1, pairs, inverse=True))["ratio"] == 0.25 and not row["met"]

@@ -26,7 +26,7 @@ __all__ = ["Case", "Inventory", "ScanBuilder", "check_patients", "find_root", "o
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One patient at one phase, where its files lie, and what the data set's tables say of it.
+    """One patient at one phase, its files, and what the data set's tables say of it.
 
     Attributes:
       image, mask: the files; 3-D, or 4-D with `frame` chosen.
@@ -363,16 +363,16 @@ def patient_folders(
 
 
 def check_patients(cases: dict[str, list[Case]], manual_dir: pathlib.Path) -> None:
-    """No patient stands in two splits, and there are patients at all.
+    """Checks that there are patients, and that none is in two splits.
 
     Raises:
-      UserError: one does, or there are none.
+      UserError: one is, or there are none.
     """
     home: dict[str, str] = {}
     for split, members in cases.items():
         for case in members:
             other = home.setdefault(case.patient, split)
             if other != split:
-                raise UserError(f"{case.image.parent}: the patient stands in two splits, {other} and {split}")
+                raise UserError(f"{case.image.parent}: the patient is in two splits, {other} and {split}")
     if not home:
         raise UserError(f"{manual_dir}: holds no patients; give the folder of the unpacked official download")

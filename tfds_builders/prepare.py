@@ -92,7 +92,7 @@ def build(
             files.write_json(new / DESCRIPTION, builder_class.describe(manual_dir).to_json())
             records = _checksums(new, [path for path in new.rglob("*") if path.is_file()])
             files.write_json(new / FINGERPRINT, fingerprint | {"records": records})
-            _install(new, final, scratch / "replaced", fingerprint)
+            _install(new, final, aside=scratch / "replaced", fingerprint=fingerprint)
     except OSError as e:
         raise UserError(f"{data_dir}: the data set cannot be written there ({e})") from e
     counts = ", ".join(f"{len(cases)} {split}" for split, cases in inventory.cases.items())
@@ -227,7 +227,7 @@ def _is_built_from(folder: pathlib.Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def _fingerprint(inventory: Inventory) -> dict[str, Any]:
-    """Names, sizes and checksums of every file that goes into the data set, but not where they lie."""
+    """Names, sizes and checksums of every file that goes into the data set, but not their folder."""
     scans = {path for cases in inventory.cases.values() for case in cases for path in case.files}
     try:
         return {"format": _FORMAT, "files": _checksums(inventory.root, [*scans, *inventory.tables])}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +38,12 @@ COMMANDS = {
 OLD_NAMES = {"pretrain_retriever": "pretrain"}  # of --mode
 # Commands that run on devices, perhaps on several hosts.
 NEED_A_JOB = ("train", "pretrain", "evaluate", "predict", "choose", "gallery")
+# What takes less memory of the device.
+SMALLER = {
+    "train": "set config.train.microbatches=2 or more (the same loss, one more forward pass), config.train.remat=True "
+    "(on an accelerator), or lower config.train.batch_size; while validating, lower config.eval.batch_size",
+    "pretrain": "lower config.pretrain.batch_size",
+}
 
 
 def overview() -> argparse.ArgumentParser:
@@ -63,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       mistake of the user or a refusal of the operating system (no space, no permission), printed in one line without a
       traceback; 130 stopped by Ctrl-C (training is saved).
     """
+    command = None
     try:
         command, rest = _command(list(sys.argv[1:] if argv is None else argv))
         if command is None:
@@ -90,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {files.explained(e)}", file=sys.stderr)
         return _leave(2)
-    except Exception:
+    except Exception as e:
+        if (full := _out_of_memory(e, command)) and not os.environ.get("JRAS_VERBOSE"):
+            print(f"error: {full}", file=sys.stderr)
+            return _leave(2)
         if not _several_hosts():
             raise
         traceback.print_exc()
@@ -128,7 +140,23 @@ def _known(name: str) -> str:
     return name
 
 
+class _Lines(logging.Handler):
+    """Prints what is logged as the program prints its other messages: 'warning: ...' on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record."""
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(f"{kind}{self.format(record)}", file=sys.stderr, flush=True)
+
+
+def _print_logged() -> None:
+    """Before anything is logged: absl would install a handler whose lines begin with WARNING:absl."""
+    if not logging.root.handlers:
+        logging.root.addHandler(_Lines())
+
+
 def _run(command: str, argv: list[str]) -> int:
+    _print_logged()
     if command in NEED_A_JOB and sys.stderr.isatty() and not os.environ.get("JRAS_VERBOSE"):
         # XLA's alarm about a slow compile would break into the progress line and has no switch but the level of all its
         # messages, which is read when JAX is imported. XLA's failures are raised as exceptions all the same.
@@ -165,13 +193,22 @@ def _run(command: str, argv: list[str]) -> int:
 
 
 def _start_job(args: argparse.Namespace) -> None:
-    from absl import logging
+    from absl import logging as absl_logging
 
     from jras_jax import hosts
 
-    logging.set_verbosity(logging.INFO if os.environ.get("JRAS_VERBOSE") else logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.INFO if os.environ.get("JRAS_VERBOSE") else absl_logging.WARNING)
     hosts.keep_freed_memory()
     hosts.initialize_hosts(args.coordinator, args.num_processes, args.process_id)
+
+
+def _out_of_memory(error: Exception, command: str | None) -> str:
+    """What to do if the memory of a device or of the host is used up, in one line; '' for any other error."""
+    if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+        return ""
+    wanted = re.search(r"allocat\w* ([\d.]+ ?\w*B|\d+ bytes)", str(error))
+    what = f"the memory is used up{f' ({wanted[1]} more were needed)' if wanted else ''}"
+    return f"{what}: {SMALLER.get(command or '', 'lower config.eval.batch_size')}"
 
 
 def _leave(status: int) -> int:

@@ -75,7 +75,7 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData
 
 
 def _say_phantom(line: str) -> None:
-    """The builder speaks of acdc, the layout that the phantom is written in."""
+    """The builder names acdc, the layout that the phantom is written in."""
     print(f"phantom (in ACDC's layout): {line}")
 
 

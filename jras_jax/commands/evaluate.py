@@ -6,7 +6,7 @@ jras evaluate --workdir=runs/acdc --config.eval.split=test
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ from jras_jax.errors import UserError
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
 from jras_jax.run_folder.layout import RunFolder
+
+Watched = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -46,12 +48,17 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
         if jax.process_index() == 0:
             folds.tell(folder, *names)
         return 0
-    evaluate_and_report(folder, overrides, args.output, every_case=every_case)
+    evaluate_and_report(folder, overrides, submission=args.output, every_case=every_case)
     return 0
 
 
 def evaluate_and_report(
-    folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None, *, every_case: bool = False
+    folder: RunFolder,
+    overrides: tuple[str, ...],
+    *,
+    submission: str | None = None,
+    every_case: bool = False,
+    watched: Watched = iter,
 ) -> str:
     """Evaluates a run and the baseline inside it, prints the scores and writes the report.
 
@@ -60,6 +67,7 @@ def evaluate_and_report(
       overrides: `--config...` arguments.
       submission: folder for masks in the challenge's layout.
       every_case: whether to keep and show the evidence of every case.
+      watched: goes over the volumes, and may end the evaluation by an exception; what it was writing is then not there.
 
     Returns:
       The name of the evaluation.
@@ -67,10 +75,10 @@ def evaluate_and_report(
     if every_case:
         overrides = (*overrides, f"--config.eval.evidence_cases={MAX_PATIENTS}")
     before = {name: one.checkpoint_step for name, one in folder.evaluations().items()}
-    summary = evaluate_one(folder, overrides, submission)
+    summary = evaluate_one(folder, overrides, submission=submission, watched=watched)
     baseline = None
     if folder.baseline.config.is_file():  # its masks of the same cases
-        baseline = evaluate_one(folder.baseline, overrides, keep=summary["evidence"])
+        baseline = evaluate_one(folder.baseline, overrides, keep=summary["evidence"], watched=watched)
     name = str(summary["evaluation"])
     if jax.process_index() != 0:
         return name
@@ -94,11 +102,13 @@ def evaluate_and_report(
 def evaluate_one(
     folder: RunFolder,
     overrides: tuple[str, ...],
+    *,
     submission: str | None = None,
     keep: Collection[str] | None = None,
+    watched: Watched = iter,
 ) -> dict[str, Any]:
     """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary."""
     run = open_run(folder.path, overrides)
     data = load_data(run.config.dataset, run.splits)
-    title = f"evaluating {run.config.eval.split}"
-    return evaluate(run, data, submission=submission, keep=keep, progress=progress(title))
+    shown = progress(f"evaluating {run.config.eval.split}")
+    return evaluate(run, data, submission=submission, keep=keep, progress=lambda volumes: watched(shown(volumes)))

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
         if opened.config.retrieval.enabled or args.gallery:
             gallery = opened.open_gallery(args.gallery, args.labels)
             say(f"gallery: {gallery.description}")
-        faults = _segment(opened, todo, gallery, note)
+        faults = _segment(opened, todo, gallery=gallery, note=note)
     done = len(todo) - len(faults)
     say(f"{done} {'mask' if done == 1 else 'masks'} in {args.output}")
     for fault in faults:

@@ -26,6 +26,10 @@ from jras_jax.run_folder import lock, run_log
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, joint_run
+from jras_jax.training.stopping import Abandoned, StopSignal
+
+STOPPED = "stopped by a signal"
+AGAIN = "what is trained is saved, and the same command does the rest"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -89,33 +93,48 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
         raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
     if args.folds is not None:
         chosen = folds.numbers(args.folds, config.dataset.num_folds)
-        folds.train_all(config, folder, chosen, functools.partial(_train_fold, args=args), not args.no_report)
+        train_one = functools.partial(_train_and_evaluate, args=args)
+        folds.train_all(config, folder, chosen, train_one=train_one, report=not args.no_report)
     else:
-        _train_both(config, folder, args)
-        if not args.no_report:
-            evaluate_and_report(folder, ())
+        _train_and_evaluate(config, folder, args)
     if not args.no_report:
         say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 
 
-def _train_both(config: Config, folder: RunFolder, args: argparse.Namespace) -> None:
-    """Trains a run, and the same without retrieval if the config says so."""
+def _train_and_evaluate(config: Config, folder: RunFolder, args: argparse.Namespace) -> None:
+    """Trains a run, and the same without retrieval if the config says so; then evaluates it."""
     train(config, folder, with_changes=args.resume_with_changes)
-    if config.train.with_baseline:
-        train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes)
+    with StopSignal() as stop:
+        stop.leave = lambda: None  # the run is saved: leaving loses nothing
+        if config.train.with_baseline:
+            train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes, stop=stop)
+        if not args.no_report and not _evaluated(config, folder, args):
+            try:
+                stop.raise_if_asked(f"{STOPPED} before the evaluation; {AGAIN}")
+                evaluate_and_report(folder, (), watched=stop.watched)
+            except Abandoned:
+                stop.raise_if_asked(f"{STOPPED} during the evaluation; {AGAIN}")
 
 
-def _train_fold(config: Config, folder: RunFolder, args: argparse.Namespace) -> None:
-    """Trains one fold, and evaluates it if its best checkpoint is not evaluated yet."""
-    _train_both(config, folder, args)
-    best = Checkpoints(folder).best()
-    if not args.no_report and not folds.evaluated(folder, config.eval.split, best):
-        evaluate_and_report(folder, ())
+def _evaluated(config: Config, folder: RunFolder, args: argparse.Namespace) -> bool:
+    """Whether this is a fold whose best checkpoint is evaluated: an earlier start of the command did it."""
+    return args.folds is not None and folds.evaluated(folder, config.eval.split, Checkpoints(folder).best())
 
 
-def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> pathlib.Path:
-    """Trains one run on its data set; returns its folder."""
+def train(
+    config: Config, folder: RunFolder, *, with_changes: bool = False, stop: StopSignal | None = None
+) -> pathlib.Path:
+    """Trains one run on its data set; returns its folder.
+
+    Args:
+      config, folder: the run.
+      with_changes: as of `joint_run.train`.
+      stop: whose signal, if it comes before the training handles signals itself, stops the run too.
+
+    Raises:
+      Stopped: a signal stopped the run, which is saved.
+    """
     # All before the data set is built, which may take long.
     lock.check_free(folder)
     changes = joint_run.check_folder(config, folder, with_changes=with_changes)
@@ -123,6 +142,8 @@ def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> p
     say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
     data = load_data(config.dataset, splits)
+    if stop is not None:
+        stop.raise_if_asked(f"{STOPPED} before {folder} was trained; {AGAIN}")
     with run_log.kept(folder):
         return joint_run.train(config, folder.path, data, with_changes=with_changes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 import typing
@@ -119,5 +120,6 @@ def _build(cls: Any, tree: Any, prefix: str) -> Any:
     built = cls(**values)
     for key, holds, want in built.rules() if hasattr(cls, "rules") else ():
         if not holds:
-            raise ConfigError(f"config.{prefix}{key}={values[key]!r}: must be {want}")
+            value = functools.reduce(getattr, key.split("."), built)
+            raise ConfigError(f"config.{prefix}{key}={value!r}: must be {want}")
     return built

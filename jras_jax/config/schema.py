@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from jras_jax.config.limits import MAX_SEED
+from jras_jax.config.limits import MAX_SEED, Rules
 from jras_jax.config.sections_data import Augment, Dataset
 from jras_jax.config.sections_model import Backbone, Fusion, Locator, Retrieval, Retriever
 from jras_jax.config.sections_run import Eval, Loss, Mesh, Optim, Pretrain, Train
 from jras_jax.config.setting import Setting, setting, settings_of
+
+WITH_BATCH_NORM = ("segformer", "transunet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,15 @@ class Config:
     pretrain: Pretrain = dataclasses.field(default_factory=Pretrain)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     eval: Eval = dataclasses.field(default_factory=Eval)
+
+    def rules(self) -> Rules:
+        """See the module; of settings in several sections."""
+        yield (
+            "train.microbatches",
+            self.train.microbatches == 1 or self.backbone.name not in WITH_BATCH_NORM,
+            f"1 with backbone.name={self.backbone.name!r}: its batch norm takes statistics over the whole batch. Lower "
+            "train.batch_size, or set train.remat=True",
+        )
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Config)}

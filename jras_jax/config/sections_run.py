@@ -69,6 +69,20 @@ class Train:
     num_steps: int = setting(10_000, "length of the run in steps", at_least=1, at_most=MAX_STEPS, change="declared")
     batch_size: int = setting(8, "slices per step, over all devices", at_least=1, at_most=MAX_BATCH)
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the computation; parameters stay float32")
+    microbatches: int = setting(
+        1,
+        "parts of the batch that pass through the network one after the other: less memory, one more forward pass, the "
+        "same loss and gradient; not with backbones that have batch norm (segformer, transunet)",
+        at_least=1,
+        at_most=MAX_BATCH,
+        change="resume",
+    )
+    remat: bool = setting(
+        False,
+        "whether the backward pass computes norms and activations again instead of keeping them: less memory on "
+        "accelerators; XLA undoes it on CPU",
+        change="resume",
+    )
     eval_every: int = setting(1_000, "steps between validations", at_least=1, at_most=MAX_STEPS, change="declared")
     checkpoint_every: int = setting(1_000, "steps between checkpoints", at_least=1, at_most=MAX_STEPS, change="resume")
     log_every: int = setting(50, "steps between lines of metrics.csv", at_least=1, at_most=MAX_STEPS, change="resume")
@@ -131,7 +145,8 @@ class Eval:
     )
     batch_size: int = setting(
         16,
-        "slices per call, which bound the memory of an evaluation; the last call is padded",
+        "slices per call, which bound the memory of an evaluation (measured on CPU, U-Net of 20.6 M parameters, 256 "
+        "pixels: 0.9 GB at 1, 1.3 GB at 4, 2.6 GB at 16); the last call is padded",
         at_least=1,
         at_most=MAX_BATCH,
         change="free",

@@ -94,7 +94,7 @@ def _affine(key: jax.Array, size: int, r: Ranges) -> tuple[jax.Array, jax.Array]
 
 
 def _warp(image: jax.Array, mask: jax.Array, matrix: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bilinear for the image, nearest for the mask, 0 outside. The weights stand here rather than in
+    """Bilinear for the image, nearest for the mask, 0 outside. The weights are computed here rather than in
     map_coordinates so that the two share their coordinates and the gather is one flat take."""
     size = image.shape[0]
     centre = (size - 1) / 2

@@ -87,7 +87,7 @@ def frame_of(shares: np.ndarray, sizes: tuple[float, float], rule: FrameRule) ->
             down, right = np.sum(towards, 0) * sizes
             angle = float(np.arctan2(down, -right))
             centre = centre + SHIFT * radius * np.array([np.sin(angle), -np.cos(angle)])
-    return Frame(float(centre[0]), float(centre[1]), radius, angle)
+    return Frame(float(centre[0]), float(centre[1]), radius=radius, angle=angle)
 
 
 def _centroid(weights: np.ndarray) -> np.ndarray:

@@ -59,7 +59,9 @@ def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
     Raises:
       UserError: the frame of the heart is wanted of a data set that names no structures for it.
     """
-    grid = Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+    grid = Grid(
+        dataset.image_size, dataset.spacing_mm, unknown_spacing=dataset.unknown_spacing, percentiles=dataset.percentiles
+    )
     if dataset.frame == "whole":
         return grid
     if not description.frame_structures:
@@ -117,4 +119,12 @@ def load(
     fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
     if added:
         splits = splits | {"test": sorted([*splits["test"], *added])}
-    return RunData(volumes, splits, grid_of(dataset, description), scans, description, fingerprint, tuple(added))
+    return RunData(
+        volumes,
+        splits,
+        grid=grid_of(dataset, description),
+        scans=scans,
+        description=description,
+        fingerprint=fingerprint,
+        added=tuple(added),
+    )

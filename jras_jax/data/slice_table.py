@@ -172,7 +172,7 @@ def joined(a: SliceTable, b: SliceTable) -> SliceTable:
     """Both tables' slices; a case that both have is taken from `b`.
 
     Raises:
-      UserError: the two lie on model grids of different size.
+      UserError: the two are on model grids of different size.
     """
     if a.masks.shape[1:] != b.masks.shape[1:]:
         raise UserError(

@@ -27,12 +27,12 @@ class Volume:
         data set of several channels (X, Y, Z, C).
       mask: (X, Y, Z) uint8 class numbers of `description`; None where there is none.
       affine: (4, 4) float64, voxel to world, RAS+ mm.
-      spacing: (3,) float32, mm; where `spacing_known` is False, ones (voxels).
+      spacing: (3,) float32, mm; ones (voxels) if `spacing_known` is False.
       spacing_known: whether the header gave a unit or a zoom other than 1.
       patient: the data set's own name of the patient.
       phase: "ED", "ES", or "" (unknown, a scan to segment).
-      group: pathology group ("" where unknown).
-      vendor, centre: scanner vendor and hospital ("" where unknown).
+      group: pathology group ("" if unknown).
+      vendor, centre: scanner vendor and hospital ("" if unknown).
       frame: index of the time frame in the source file, from 0.
       source: the file it was read from.
       name: the data set's own name of the case; "" where patient and phase, or frame, name it.

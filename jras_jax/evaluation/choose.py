@@ -22,7 +22,7 @@ OPTIONS: tuple[dict[str, Any], ...] = tuple(
 )
 RULE = (
     "chosen is the option of the highest mean Dice among those whose gain over neither has a 95% bootstrap interval "
-    "(over patients) above 0; neither, where there is none"
+    "(over patients) above 0; neither, if there is none"
 )
 UNMEASURED = (
     "post-processing or test-time augmentation is on, but jras choose did not choose it on the validation fold for "

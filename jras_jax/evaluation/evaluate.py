@@ -70,7 +70,7 @@ def evaluate(
     config = run.config
     volumes = data.part(config.eval.split)
     if submission is not None:
-        export.check(volumes, submission, data.scans, config.dataset.convention)
+        export.check(volumes, submission, scans=data.scans, convention=config.dataset.convention)
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
@@ -78,7 +78,7 @@ def evaluate(
     evidence = EvidenceWriter(config.eval.evidence_cases, table, keep)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
-    masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
+    masks = _Submission(volumes, config.dataset.convention, folder=submission, scans=data.scans)
     with contextlib.closing(evidence):
         for volume, prediction in evaluator.predictions(
             segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
@@ -87,10 +87,10 @@ def evaluate(
             evidence.add(volume, prediction, scores.add(volume, prediction))
             if retrieved is not None:
                 retrieved.add(prediction)
-        summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+        summary = finite(_summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved))
         summary["evidence"] = evidence.names
         if jax.process_index() == 0:
-            _write(run, scores, evidence, summary)
+            _write(run, scores, evidence=evidence, summary=summary)
     return summary
 
 
@@ -184,7 +184,7 @@ class _Scores:
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
-        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
+        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 if they do."""
         cases: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in self.cases:
             cases.setdefault((row["patient"], row.get("scan", ""), row["phase"]), []).append(row)

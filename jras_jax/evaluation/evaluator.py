@@ -47,7 +47,9 @@ def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, An
     """One row per structure of a scored volume, as `cases.csv` has them."""
     assert volume.mask is not None
     spacing = volume.spacing if volume.spacing_known else None
-    scores = metrics.score_structures(volume.mask, prediction.labels, spacing, volume.description.structures)
+    scores = metrics.score_structures(
+        volume.mask, prediction.labels, spacing=spacing, structures=volume.description.structures
+    )
     agreement = prediction.slices.agreement
     known = np.isfinite(agreement)
     shared = {
@@ -70,7 +72,7 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
     assert volume.mask is not None
     shared = {"patient": volume.patient, "phase": volume.phase}
     own = volume.description
-    rows = metrics.position_scores(volume.mask, prediction.labels, own.structures, own)
+    rows = metrics.position_scores(volume.mask, prediction.labels, structures=own.structures, description=own)
     return [shared | row for row in rows]
 
 
@@ -125,7 +127,7 @@ class RetrievedMasks:
         kept = prediction.masks.any((1, 2))
         truth, indices = prediction.masks[kept], prediction.slices.indices[kept]
         weights = prediction.slices.weights[kept]
-        first, mixed = measures.guide_dice(truth, indices, weights, self._table.masks)
+        first, mixed = measures.guide_dice(truth, indices, weights=weights, masks=self._table.masks)
         self._first.append(first)
         self._mixed.append(mixed)
         self._indices.append(indices)
@@ -137,5 +139,5 @@ class RetrievedMasks:
     def summary(self) -> dict[str, float]:
         """Dice of the retrieved masks at 1 and at k; entropy; share of the gallery used; the controls if wanted."""
         first, mixed, indices, weights = map(np.concatenate, (self._first, self._mixed, self._indices, self._weights))
-        values = measures.averages(first, mixed, indices, weights, len(self._table.masks))
+        values = measures.averages(first, mixed, indices=indices, weights=weights, rows=len(self._table.masks))
         return values | (self._controls.averages() if self._controls is not None else {})

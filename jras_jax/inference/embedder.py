@@ -57,7 +57,7 @@ class Embedder:
         return self._join([self._states(variables, self._chunk(i)) for i in range(self.chunks)])
 
     def embeddings(self, variables: joint.Variables, cache: jax.Array | None = None) -> np.ndarray:
-        """Embeddings (N, dim) float32 of norm 1 of all slices, from `cache` (of `states`) where it is given."""
+        """Embeddings (N, dim) float32 of norm 1 of all slices, from `cache` (of `states`) if it is given."""
         parts = [self.part(variables, i, cache)[1] for i in range(self.chunks)]
         return np.concatenate([np.asarray(p) for p in parts])[: len(self.images)]
 

@@ -58,9 +58,9 @@ def segment_files(
     segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
     reading = concurrent.futures.ThreadPoolExecutor(READERS, "reader")
     writing = concurrent.futures.ThreadPoolExecutor(WRITERS, "writer")
-    work = _Work(run, gallery, segmenter, writing, _Ends(todo, tell))
+    work = _Work(run, gallery, segmenter=segmenter, writing=writing, ends=_Ends(todo, tell))
     try:
-        for number, opened in _read(run, todo, gallery, segmenter, reading):
+        for number, opened in _read(run, todo, gallery=gallery, segmenter=segmenter, reading=reading):
             if isinstance(opened, UserError):
                 work.ends.put(number, opened)
                 continue
@@ -160,7 +160,7 @@ class _Work:
             self._alone(scan)
         else:
             for frame, (slices, rows) in enumerate(zip(ready.slices, ready.rows, strict=True)):
-                self._waiting.append(_Slices(scan, frame, 0, slices.images, rows))
+                self._waiting.append(_Slices(scan, frame, first=0, images=slices.images, rows=rows))
             while sum(len(w.images) for w in self._waiting) >= self._segmenter.batch_size:
                 self._start()
         if sum(s.bytes for s in {w.scan for w in self._waiting}) > MEMORY:
@@ -214,7 +214,7 @@ class _Work:
 
     def _write(self, scan: _Scan) -> None:
         def write() -> None:
-            write_results(self._run, scan.opened, scan.predictions(), self._gallery)
+            write_results(self._run, scan.opened, predicted=scan.predictions(), gallery=self._gallery)
 
         self.ends.put(scan.number, self._writing.submit(write), scan.bytes)
 

@@ -58,12 +58,12 @@ def tasks(
       description: of the run's data set. For one of 2-D images or several channels, see `inputs.groups`.
 
     Raises:
-      UserError: there is nothing to segment; masks would lie among the scans, where a later call would take them for
+      UserError: there is nothing to segment; masks would be among the scans, where a later call would take them for
         scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
     groups = inputs.groups(source, description) if inputs.is_needed(description) else [[s] for s in _inputs(source)]
-    scans = _without_masks([group[0] for group in groups], source, output, note)
+    scans = _without_masks([group[0] for group in groups], source, output=output, note=note)
     more = {group[0]: tuple(group[1:]) for group in groups}
     if output.name.lower().endswith(".png" if description.dimensions == 2 else pairs.SUFFIXES):
         if source.is_dir():
@@ -105,15 +105,15 @@ def segment_file(
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
     segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
-    opened = open_scan(run, task, gallery, segmenter)
+    opened = open_scan(run, task, gallery=gallery, segmenter=segmenter)
     for remark in opened.remarks:
         note(remark)
     segmenter = opened.ready.segmenter(segmenter)
     predicted = [
-        segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
+        segmenter.slices(s.images, opened.ready.patient, rows=rows, truth=s.masks)
         for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
     ]
-    return write_results(run, opened, predicted, gallery)
+    return write_results(run, opened, predicted=predicted, gallery=gallery)
 
 
 class OpenedScan(NamedTuple):
@@ -134,8 +134,8 @@ def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter
     remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
     ready = run.prepare(frames(scan, run.description), gallery, segmenter)
     if gallery is not None and ready.match is not None and ready.match.patients:
-        remarks.append(_recognised(run, task.scan, gallery, ready.match))
-    return OpenedScan(task, scan, ready, remarks)
+        remarks.append(_recognised(run, task.scan, gallery=gallery, match=ready.match))
+    return OpenedScan(task, scan, ready=ready, remarks=remarks)
 
 
 def write_results(
@@ -169,12 +169,12 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
     if not scan.spacing_known and run.splits.get("spacing") != "unknown":
         remarks.append(geometry.NO_SPACING_HERE)
-    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
+    axis = axes.slice_axis_to_read(scan.spacing, scan.spacing_known)
     if axis != 2:
-        remarks.append(f"its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
-    elif scan.spacing_known and geometry.slice_axis(scan.array.shape[:3], scan.spacing, True) != 2:
+        remarks.append(f"its slices run along the {axes.NAMES[axis]} axis; so do those of the mask")
+    elif scan.spacing_known and geometry.suspected_slice_axis(scan.array.shape[:3], scan.spacing, True) != 2:
         remarks.append(
-            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may lie along another axis than the "
+            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may run along another axis than the "
             "third, along which they are read"
         )
     return remarks
@@ -224,7 +224,7 @@ def evidence_of(
         "labels": run.description.structure_values,
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
-        "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),
+        "slice_axis": axes.slice_axis_to_read(scan.spacing, scan.spacing_known),
         "counting": _COUNTING,
         "frames": [],
     }
@@ -291,7 +291,7 @@ def _without_masks(
 
 
 def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path) -> None:
-    """Raises UserError if a mask would lie beside a scan, or in the place of another file or mask."""
+    """Raises UserError if a mask would be written beside a scan, or in the place of another file or mask."""
     masks = [task.mask for task in found]
     folders = {task.scan.parent.resolve() for task in found} if source.is_dir() else set()
     for task in found:
@@ -299,7 +299,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
             raise UserError(f"--output={output}: the mask would overwrite the scan {task.scan}; choose another folder")
         if task.mask.parent.resolve() in folders:
             raise UserError(
-                f"--output={output}: the mask {task.mask} would lie among the scans of --input={source}, where the "
+                f"--output={output}: the mask {task.mask} would be among the scans of --input={source}, where the "
                 "next reader takes it for a scan; choose another folder"
             )
         if masks.count(task.mask) > 1:

@@ -189,7 +189,9 @@ class Segmenter:
         patient = np.broadcast_to(np.asarray(patient, np.int32), n)
         rows = np.full(n, -1, np.int32) if rows is None else rows
         started = (
-            self.started(images[at], patient[at], rows[at], None if truth is None else truth[at], start)
+            self.started(
+                images[at], patient[at], rows=rows[at], truth=None if truth is None else truth[at], start=start
+            )
             for start in range(0, n, size)
             for at in [slice(start, start + size)]
         )
@@ -206,8 +208,8 @@ class Segmenter:
             chunk = whole.images[start : start + size]
             out = self.locate(self.variables, mesh.put_whole(self.mesh, _filled(chunk, size)))
             parts.append(np.asarray(out)[: len(chunk)])
-        frame = located_frame(volume, self.grid, whole.mapping, np.concatenate(parts))
-        return framed_slices(volume, self.grid, whole, frame)
+        frame = located_frame(volume, self.grid, whole=whole.mapping, probabilities=np.concatenate(parts))
+        return framed_slices(volume, self.grid, whole=whole, frame=frame)
 
     def started(
         self,
@@ -243,15 +245,15 @@ class Segmenter:
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
         placed = slices or self.placed(volume)
-        predicted = self.slices(placed.images, patient, rows, placed.masks)
+        predicted = self.slices(placed.images, patient, rows=rows, truth=placed.masks)
         for _ in range(self._rounds - 1 if self.grid.frame is not None else 0):
             labels = placed.mapping.to_native(predicted.probabilities)
             frame = native_frame(volume, self.grid, placed.mapping, labels=labels)
             if frame is None:
                 break
             whole = volume_slices(volume, self.grid.whole, placed.mapping.slice_axis)
-            placed = framed_slices(volume, self.grid, whole, frame)
-            predicted = self.slices(placed.images, patient, rows, placed.masks)
+            placed = framed_slices(volume, self.grid, whole=whole, frame=frame)
+            predicted = self.slices(placed.images, patient, rows=rows, truth=placed.masks)
         return on_scan(placed, predicted, patient)
 
 
@@ -260,7 +262,16 @@ def on_scan(slices: VolumeSlices, predicted: SlicePredictions, patient: int) -> 
     images, masks, mapping, located = slices
     entropy = predictive_entropy(predicted.probabilities)
     labels = mapping.to_native(predicted.probabilities)
-    return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient, located)
+    return VolumePrediction(
+        labels,
+        images,
+        masks=masks,
+        slices=predicted,
+        mapping=mapping,
+        entropy=entropy,
+        patient=patient,
+        located=located,
+    )
 
 
 def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
@@ -301,7 +312,14 @@ def _forward(
         queries = QueryKeys(patient=patient, row=row)
         scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=built.num_classes)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, built.num_classes, scores=scores, key=key, mesh=mesh
+            embeddings,
+            gallery,
+            queries=queries,
+            selection=selection,
+            num_classes=built.num_classes,
+            scores=scores,
+            key=key,
+            mesh=mesh,
         )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
@@ -331,7 +349,7 @@ def rotate(images: jax.Array, degrees: float, *, fill_background: bool = False) 
 
 
 def guide_agreement(guides: Guides) -> jax.Array:
-    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 where there is one guide."""
+    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 if there is one guide."""
     fg = guides.masks[..., 1:].sum(-1).reshape(*guides.masks.shape[:2], -1)  # (B, K, S * S)
     k = fg.shape[1]
     if k == 1:

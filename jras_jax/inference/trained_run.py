@@ -136,7 +136,7 @@ class TrainedRun:
         from jras_jax.inference.embedder import Embedder
 
         batch = max(32, self.config.eval.batch_size)
-        return Embedder(self.model, self.device_mesh, batch, images).embeddings(self.variables)
+        return Embedder(self.model, self.device_mesh, batch_size=batch, images=images).embeddings(self.variables)
 
     def segmenter(self, gallery: Gallery | None, *, tta: bool | None = None) -> Segmenter:
         """A segmenter with this gallery; None for a run without retrieval. `tta` overrides config.eval.tta."""
@@ -195,7 +195,7 @@ class TrainedRun:
         embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
-            gallery_files.save(folder, table, embeddings, fingerprint)
+            gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint)
         empty = gallery_from_table(table, self.config.retriever.dim, self.device_mesh, memory=retrieval.gallery_memory)
         return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
 
@@ -267,8 +267,7 @@ class TrainedRun:
 
         Args:
           image: (X, Y, Z) intensities, of a data set of several channels (X, Y, Z, C), Z through the slices; if
-            another axis has clearly the largest spacing, the
-            slices are taken to lie along that one.
+            another axis has clearly the largest spacing, the slices are taken to run along that one.
           spacing: (3,) voxel sizes in mm; None if unknown.
           affine: (4, 4) voxel to world, RAS+ mm; None takes the usual radiological view, rows Y and columns X.
           gallery: of `open_gallery`; None for a run without retrieval.
@@ -290,7 +289,10 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient or "scan", description=self.description)
+        name = patient or "scan"
+        volume = Volume(
+            image, None, affine, spacing=sizes, spacing_known=known, patient=name, description=self.description
+        )
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -307,7 +309,7 @@ class TrainedRun:
         ready = self.prepare(volumes, gallery, segmenter)
         segmenter = ready.segmenter(segmenter)
         predicted = [
-            segmenter.slices(s.images, ready.patient, rows, s.masks)
+            segmenter.slices(s.images, ready.patient, rows=rows, truth=s.masks)
             for s, rows in zip(ready.slices, ready.rows, strict=True)
         ]
         return self.finish(ready, predicted)
@@ -322,7 +324,7 @@ class TrainedRun:
         """
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
-        slices = [segmenter.placed(v, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
+        slices = [segmenter.placed(v, axes.slice_axis_to_read(v.spacing, v.spacing_known)) for v in volumes]
         if gallery is None:
             return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
         match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
@@ -331,7 +333,7 @@ class TrainedRun:
             gallery.known.check(match, self.config.retrieval.top_k)
             if len(match.patients) > 1:
                 merged = as_one_patient(gallery.arrays, [*match.patients])
-        return Prepared(slices, match, match.rows, merged)
+        return Prepared(slices, match, rows=match.rows, gallery=merged)
 
     def finish(self, ready: Prepared, predicted: list[SlicePredictions]) -> list[VolumePrediction]:
         """The predictions of a scan's frames on its native grid, post-processed as config.eval.postprocess says."""
@@ -394,6 +396,6 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     restored = arrays.get("state", {})
     variables = {"params": restored.get(kept, {}), **restored.get("extra", {})}
     description = folder.read_description(config.dataset.name)
-    run = TrainedRun(config, folder, variables, best, device_mesh, description)
+    run = TrainedRun(config, folder, variables=variables, step=best, device_mesh=device_mesh, description=description)
     run.check_model()
     return run

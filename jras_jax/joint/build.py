@@ -19,7 +19,7 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
     """The model that a config describes; without retrieval it has neither retriever nor fusion.
 
     Args:
-      config: the run.
+      config: the run, whole: the sections backbone, retriever, fusion, retrieval and train all decide the model.
       description: of its data set; None: that of a data set that the project knows, by its name.
 
     Raises:
@@ -69,7 +69,10 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
 
 
 def init_variables(model: JointModel, config: Config) -> Variables:
-    """Random parameters by config.seed (jit-able)."""
+    """Random parameters by config.seed (jit-able).
+
+    It takes the config that the model was built from: `dataset.image_size`, `retrieval.top_k` and `seed` must be its.
+    """
     size, k = config.dataset.image_size, config.retrieval.top_k
     guides = None
     if model.fusion is not None:

@@ -154,7 +154,7 @@ class Prototype(Fusion):
             shares = _shrunk(guides.masks, (y.shape[2], y.shape[3])) * guides.weights[..., None, None, None]
             total = jnp.einsum("bkhwc,bkhwf->bcf", shares, y)
             prototypes = total / (shares.sum((1, 2, 3))[..., None] + 1e-6)
-            # Features have a large common part (mean over the map); the cosine compares what stands out of it.
+            # Features have a large common part (mean over the map); the cosine compares what is left without it.
             centre = jnp.einsum("bk,bkf->bf", guides.weights, y.mean((2, 3)))
             maps = jnp.einsum(
                 "bhwf,bcf->bhwc", _unit(x - x.mean((1, 2), keepdims=True)), _unit(prototypes - centre[:, None])

@@ -158,7 +158,7 @@ def retrieve(
     )
     if selection.strategy == "softmax":
         return mix(gallery, weights=weights, similarity=similarity, num_classes=num_classes)
-    return fetch(gallery, indices, weights, similarity, num_classes, mesh=mesh)
+    return fetch(gallery, indices, weights=weights, similarity=similarity, num_classes=num_classes, mesh=mesh)
 
 
 def first_guides(batch: int, k: int, size: int, num_classes: int, channels: int = 1) -> Guides:

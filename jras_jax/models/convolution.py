@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jras_jax import kernels
+from jras_jax.models.layers import product
 
 HE_LEAKY = nn.initializers.variance_scaling(2.0 / (1.0 + 0.01**2), "fan_in", "normal")
 
@@ -34,7 +35,7 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, int(ends[-1]), self.features), jnp.float32)
         parts = zip(maps, (kernel[:, :, a:b] for a, b in itertools.pairwise(ends)), strict=True)
         convolved = (kernels.conv3x3(x.astype(self.dtype), part, self.stride) for x, part in parts)
-        return functools.reduce(jnp.add, convolved)
+        return product(functools.reduce(jnp.add, convolved))
 
 
 class DepthwiseConv3x3(nn.Module):
@@ -47,4 +48,4 @@ class DepthwiseConv3x3(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (3, 3, x.shape[-1]), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return kernels.depthwise3x3(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        return product(kernels.depthwise3x3(x.astype(self.dtype), kernel) + bias.astype(self.dtype))

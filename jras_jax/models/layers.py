@@ -14,11 +14,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jras_jax import kernels
 
+PRODUCT = "product"  # results of convolutions, products and attention: what config.train.remat keeps
 Method = Literal["bilinear", "bicubic"]
 TRUNCATED = nn.initializers.truncated_normal(0.02)
+
+
+def product(x: jax.Array) -> jax.Array:
+    """Names the result of a product, see `PRODUCT`; the value is unchanged."""
+    return checkpoint_name(x, PRODUCT)
 
 
 @functools.lru_cache(maxsize=256)
@@ -96,7 +103,7 @@ class Linear(nn.Module):
             down = self.param("lora_a", nn.initializers.he_uniform(), (x.shape[-1], self.lora_rank), jnp.float32)
             up = self.param("lora_b", nn.initializers.zeros, (self.lora_rank, self.features), jnp.float32)
             y = y + kernels.matmul(kernels.matmul(x, down.astype(self.dtype)), up.astype(self.dtype))
-        return y
+        return product(y)
 
 
 class LayerNorm(nn.Module):
@@ -118,9 +125,9 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of tokens (B, T, D) to a context (B, S, D) and its values (B, S, D) -> (B, T, D).
 
-    The context is the tokens themselves, and the values are the context, where they are None. `inner` channels (D where
-    None) are shared by the heads. Parameters: query, key, value, output (each a `Linear`); LoRA of rank `lora_rank` on
-    those named in `lora_targets`.
+    If the context is None, it is the tokens themselves; if the values are None, they are the context. `inner` channels
+    (D if None) are shared by the heads. Parameters: query, key, value, output (each a `Linear`); LoRA of rank
+    `lora_rank` on those named in `lora_targets`.
     """
 
     heads: int
@@ -147,7 +154,7 @@ class Attention(nn.Module):
             y = Linear(inner, lora_rank=rank, dtype=self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:2], self.heads, inner // self.heads)
 
-        y = kernels.attend(project("query", x), project("key", context), project("value", values))
+        y = product(kernels.attend(project("query", x), project("key", context), project("value", values)))
         y = Linear(x.shape[-1], dtype=self.dtype, name="output")(y.reshape(*y.shape[:2], inner))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
@@ -202,4 +209,4 @@ class Upsample2x(nn.Module):
         y = kernels.upsample2x(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-        return y
+        return product(y)

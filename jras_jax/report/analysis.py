@@ -171,7 +171,7 @@ INDICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Catch:
-    """Among the `checked` most uncertain cases stand `caught` of the `failures` cases of lowest Dice."""
+    """The `checked` most uncertain cases include `caught` of the `failures` cases of lowest Dice."""
 
     checked: int
     caught: int
@@ -179,7 +179,7 @@ class Catch:
 
 
 def catch(found: Sequence[Case], uncertainty: Sequence[float], share: float = 0.25) -> Catch:
-    """How many of the worst `share` of cases stand in the most uncertain `share`; by chance, that share of them."""
+    """How many of the worst `share` of cases are in the most uncertain `share`; by chance, that share of them."""
     known = [i for i, u in enumerate(uncertainty) if not math.isnan(u) and not math.isnan(found[i].dice)]
     count = max(1, round(share * len(known))) if known else 0
     worst = set(sorted(known, key=lambda i: found[i].dice)[:count])

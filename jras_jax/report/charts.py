@@ -162,7 +162,7 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: S
 
 
 def bars(values: Sequence[float], *, label: str) -> Html:
-    """One small bar a slice, 0 to 1, for the strip over a slice slider; an open mark where there is no value."""
+    """One small bar a slice, 0 to 1, for the strip over a slice slider; an open mark for a slice without a value."""
     step, height = 14.0, 34.0
     parts = []
     for i, value in enumerate(values):

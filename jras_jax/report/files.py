@@ -35,7 +35,7 @@ class ReportedRun:
         where the file is missing.
       evidence: case name -> .npz file.
       description: of the data set.
-      choices: evaluation/choices.json, which options validation chose; empty where they were not measured.
+      choices: evaluation/choices.json, which options validation chose; empty if they were not measured.
     """
 
     path: pathlib.Path

@@ -52,9 +52,9 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
     Returns:
       'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': of the weighted mix of
       the K masks (the class with the most weight, pixel by pixel); 'weight_entropy' in nats; 'gallery_used': share of
-      the rows that were a guide of any query. NaN where there are no queries.
+      the rows that were a guide of any query. NaN without queries.
     """
-    return averages(*guide_dice(truth, indices, weights, masks), indices, weights, len(masks))
+    return averages(*guide_dice(truth, indices, weights=weights, masks=masks), indices, weights, len(masks))
 
 
 def guide_dice(

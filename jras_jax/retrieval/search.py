@@ -128,14 +128,14 @@ def _merged_top_k(
     """On each device of the data axis: the global best (B, k), from its own rows and the others' candidates."""
     best, indices = find(embeddings, rows, allowed, noise, scores)
     indices += jax.lax.axis_index("data") * rows.shape[0]
-    # Candidates stand in the order of the devices, so that ties go to the lowest row, as in the dense search.
+    # Candidates are in the order of the devices, so that ties go to the lowest row, as in the dense search.
     best = jax.lax.all_gather(best, "data", axis=1, tiled=True)
     indices = jax.lax.all_gather(indices, "data", axis=1, tiled=True)
     return jnp.take_along_axis(indices, jax.lax.top_k(best, k)[1], 1)
 
 
 def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
-    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B where it divides; constants."""
+    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B if it divides; constants."""
     devices = data_devices(mesh)
     split = devices > 1 and indices.shape[0] % devices == 0
     if isinstance(rows, HostRows):

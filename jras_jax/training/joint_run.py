@@ -70,7 +70,7 @@ class TrainingRun(Task):
             files.write_json(self.folder.splits, self.data.splits)
         changes = {"changes": self.changes, "changed_at_step": self.started_at} if self.changes else {}
         more = {"made_by": "train", "data_fingerprint": self.data.fingerprint} | changes
-        provenance.write(self.folder.facts, self.config, self.state.params, self.mesh, more)
+        provenance.write(self.folder.facts, self.config, params=self.state.params, mesh=self.mesh, more=more)
         counts = provenance.parameter_counts(self.state.params)
         print(f"{self.title}: parameters " + ", ".join(f"{part} {n:,}" for part, n in counts.items()), flush=True)
 
@@ -177,8 +177,10 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         wholes = slice_table(data.part("train"), data.grid.whole, drop_empty=False)
     batches = Batches(table, config.train.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count())
     model = joint.build_model(config, data.description)
-    fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
-    gallery = _gallery(config, model, table, device_mesh) if config.retrieval.enabled else None
+    fresh, tx, shardings = create_state(
+        model, config, device_mesh=device_mesh, initial=initial.variables(model, config)
+    )
+    gallery = _gallery(config, model, table=table, device_mesh=device_mesh) if config.retrieval.enabled else None
     segmenter = Segmenter(
         lambda: model,
         joint.Selection.of(config.retrieval) if gallery else None,
@@ -196,13 +198,13 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         mesh=device_mesh,
         batches=batches,
         checkpoints=Checkpoints(folder),
-        skips=Skips(config.train.max_skipped, folder, table, _advice(config)),
+        skips=Skips(config.train.max_skipped, folder, table=table, advice=_advice(config)),
         title=name if config.retrieval.enabled else f"{name} (no retrieval)",
         length=config.train.num_steps,
         batch_size=config.train.batch_size,
         data=data,
         state=fresh,
-        step=compile_step(make_step(model, tx, config, device_mesh), shardings, device_mesh),
+        step=compile_step(make_step(model, tx, config=config, device_mesh=device_mesh), shardings, device_mesh),
         segmenter=segmenter,
         gallery=gallery,
         changes=changes,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -24,6 +23,7 @@ from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
 from jras_jax.retrieval.search import gather_rows
+from jras_jax.training.passes import Passes
 from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
 
@@ -42,10 +42,10 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's `apply` and number of classes, sections of the config, and the mesh
+    """What the joint loss is made of: the model's passes and number of classes, sections of the config, and the mesh
     of the gallery."""
 
-    apply: Callable[..., Any]
+    passes: Passes
     num_classes: int
     augment: configs.Augment
     retrieval: configs.Retrieval
@@ -64,6 +64,9 @@ def make_step(
       config: the run.
       device_mesh: over whose data axis batch and gallery are split; None for one device.
 
+    Raises:
+      UserError: config.train.microbatches does not divide the batch.
+
     Returns:
       `train_step(state, batch, gallery, cache, contrast=False) -> (state, metrics)`, a pure function: `batch` is the
       global batch; `gallery` is this epoch's, None for the baseline; `cache` (N, T, D) holds the retriever's frozen
@@ -71,7 +74,8 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-    terms = LossTerms(model.apply, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh)
+    passes = Passes.of(model.apply, config.train, device_mesh)
+    terms = LossTerms(passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh)
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -117,7 +121,7 @@ def joint_loss(
     k_augment, k_dropout, k_select, k_view = jax.random.split(key, 4)
     variables = {"params": params, **extra}
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
-    images, labels = augment(k_augment, plain, masks, terms.augment)
+    images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
     guides, overlap = None, None
     embeddings: Any = None
@@ -132,13 +136,11 @@ def joint_loss(
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
-    logits, updated = terms.apply(
-        variables, images, guides, True, method="segment", rngs={"dropout": k_dropout}, mutable=list(extra)
-    )
+    logits, updated = terms.passes(variables, (images, guides), method="segment", key=k_dropout, mutable=list(extra))
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
     if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, overlap, gallery, queries, terms.retrieval)
+        term = _overlap_term(embeddings, overlap, gallery=gallery, queries=queries, r=terms.retrieval)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
@@ -146,7 +148,7 @@ def joint_loss(
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     if "whole" in batch:
-        term = _locator_term(variables, batch, jax.random.fold_in(key, 1), terms)
+        term = _locator_term(variables, batch, key=jax.random.fold_in(key, 1), terms=terms)
         metrics["locator_loss"] = term
         loss += term
     full = logits if isinstance(logits, jax.Array) else logits[0]
@@ -165,13 +167,13 @@ def _embedded(
     terms: LossTerms,
 ) -> tuple[jax.Array, jax.Array]:
     """Embeddings (B, dim) of the queries, and the masks (B, S, S) of the view that the retriever sees."""
-    rngs = {"dropout": jax.random.fold_in(k_dropout, 1)}
+    key = jax.random.fold_in(k_dropout, 1)
     if cache is not None:  # a frozen prefix, whose states of the plain slices are cached
         states = gather_rows(cache, batch["row"][:, None], mesh=terms.mesh)[:, 0]
-        return terms.apply(variables, states, True, method="embed", rngs=rngs), batch["mask"]
+        return terms.passes(variables, (states,), method="embed", key=key)[0], batch["mask"]
     # The retriever sees milder augmentation, closer to the unaugmented gallery slices.
-    shown, seen = augment(k_view, plain, batch["mask"].astype(jnp.int32), milder(terms.augment))
-    return terms.apply(variables, shown, True, method="embed_images", rngs=rngs), seen
+    shown, seen = augment(k_view, plain, masks=batch["mask"].astype(jnp.int32), ranges=milder(terms.augment))
+    return terms.passes(variables, (shown,), method="embed_images", key=key)[0], seen
 
 
 def _overlap_term(
@@ -190,8 +192,8 @@ def _overlap_term(
 def _locator_term(variables: joint.Variables, batch: Batch, key: jax.Array, terms: LossTerms) -> jax.Array:
     """The segmentation loss of whole slices, from which the locator alone learns."""
     wholes, masks = batch["whole"].astype(jnp.float32) / 255.0, batch["whole_mask"].astype(jnp.int32)
-    images, labels = augment(key, wholes, masks, terms.augment)
-    return losses.segmentation_loss(terms.apply(variables, images, method="locate"), labels)[0]
+    images, labels = augment(key, wholes, masks=masks, ranges=terms.augment)
+    return losses.segmentation_loss(terms.passes.apply(variables, images, method="locate"), labels)[0]
 
 
 def _contrastive_term(
@@ -209,13 +211,15 @@ def _contrastive_term(
     """
     r = terms.retrieval
     b, m = images.shape[0], r.contrast_candidates
-    nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
+    nearest = joint.Selection("top_k", m, temperature=r.temperature, exclude=r.exclude)
     found = joint.retrieve(
         jax.lax.stop_gradient(embeddings), gallery, queries, nearest, terms.num_classes, mesh=terms.mesh
     )
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
     repeated = jnp.repeat(images, m, 0)
-    logits = terms.apply(jax.lax.stop_gradient(variables), repeated, alone, False, method="segment")
+    # In parts of as many slices as those of the batch have: each is repeated for its candidates.
+    passes = terms.passes._replace(parts=terms.passes.parts * m if terms.passes.parts > 1 else 1)
+    logits, _ = passes(jax.lax.stop_gradient(variables), (repeated, alone), method="segment", key=None)
     judged = losses.per_slice_loss(logits, jnp.repeat(labels, m, 0)).reshape(b, m)
     candidates = gather_rows(gallery.embeddings, found.indices, mesh=terms.mesh)  # (B, m, dim)
     similarity = jnp.einsum("bd,bmd->bm", embeddings, candidates)
