@@ -66,12 +66,14 @@ def training(run: ReportedRun, baseline: ReportedRun | None) -> Section:
         return section("training", "Training", absent("metrics.csv is missing: no training curves."))
     drawn, used = [], set()
     for title, columns in CURVES.items():
-        if title == "Validation Dice":
-            columns = columns | {f"val/dice_{name}": name for name in run.description.structures}
         lines = [charts.Line(name, run.metrics[c]) for c, name in columns.items() if c in run.metrics]
         used |= set(columns)
-        if title == "Validation Dice" and baseline and "val/dice" in baseline.metrics:
-            lines.append(charts.Line("mean, baseline", baseline.metrics["val/dice"]))
+        if title == "Validation Dice":
+            if baseline and "val/dice" in baseline.metrics:
+                lines.append(charts.Line("mean, baseline", baseline.metrics["val/dice"]))
+            own = {f"val/dice_{name}": (name, label) for name, label in run.description.structures.items()}
+            lines += [charts.Line(n, run.metrics[c], label) for c, (n, label) in own.items() if c in run.metrics]
+            used |= set(own)
         if lines:
             drawn.append(charts.curves(lines, title=title))
     others = sorted(set(run.metrics) - used)
