@@ -17,7 +17,7 @@ from absl import logging
 
 from jras_jax import config as configs
 from jras_jax import files
-from jras_jax.data import Volume
+from jras_jax.data import DatasetDescription, Volume
 from jras_jax.data.load import RunData
 from jras_jax.errors import UserError
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, triage
@@ -32,6 +32,7 @@ POSITION_COLUMNS = (
     *("patient", "phase", "position", "structure", "dice", "jaccard"),
     *("voxels", "reference_voxels", "empty"),
 )
+PROTOCOL_2D = "2-D scores per image and structure, in the image's own pixels; splits by patient"
 PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
 PAPER_PROTOCOL = (
     "the paper's protocol, which leaks: 2-D scores per slice and structure, in the scan's native geometry; slices are "
@@ -155,7 +156,7 @@ class _Submission:
 
     Args:
       volumes: all that will come.
-      convention: whose layout, 'acdc' or 'mnms'.
+      convention: whose layout, 'acdc', 'mnms' or 'own'.
       folder: where to; None writes nothing.
       scans: the folder that the volumes' sources are relative to.
     """
@@ -169,7 +170,8 @@ class _Submission:
     ):
         self._left = collections.Counter(volume.patient for volume in volumes)
         self._kept: dict[str, list[export.Prediction]] = {}
-        self._export = export.export_mnms if convention == "mnms" else export.export_acdc
+        ways = {"acdc": export.export_acdc, "mnms": export.export_mnms, "own": export.export_own}
+        self._export: Callable[..., list[pathlib.Path]] = ways[convention]
         self._folder, self._scans = folder if jax.process_index() == 0 else None, scans
 
     def add(self, volume: Volume, labels: np.ndarray) -> None:
@@ -209,6 +211,16 @@ class _Scores:
         return triage.ranking(self.cases)
 
 
+def _described(description: DatasetDescription) -> dict[str, Any]:
+    """What a summary says of the data set."""
+    return {
+        "dataset": description.name,
+        "structures": list(description.structures),
+        "phases": list(description.phases),
+        "dimensions": description.dimensions,
+    }
+
+
 def _summary(
     run: TrainedRun,
     data: RunData,
@@ -242,11 +254,9 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": _protocol(config),
+        "protocol": _protocol(config, run.description.dimensions),
         "config_protocol": config.protocol,
-        "dataset": run.description.name,
-        "structures": list(run.description.structures),
-        "phases": list(run.description.phases),
+        **_described(run.description),
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
@@ -281,10 +291,11 @@ def _has_indices(run: TrainedRun) -> bool:
     return bool(run.description.indices) and run.config.protocol == "patient"
 
 
-def _protocol(config: configs.Config) -> str:
+def _protocol(config: configs.Config, dimensions: int) -> str:
     """What the scores are, in a line."""
     if config.protocol == "patient":
-        return PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else "")
+        scores = PROTOCOL if dimensions == 3 else PROTOCOL_2D
+        return scores + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else "")
     guides = f"; guides come from the {_paper_gallery(config)} slices" if config.retrieval.enabled else ""
     return PAPER_PROTOCOL + guides
 

@@ -40,15 +40,15 @@ def ranking(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Spearman's correlation of each sign with the Dice over cases.
 
     Args:
-      rows: as in cases.csv; a case is a patient and phase, and its Dice the mean over structures.
+      rows: as in cases.csv; a case is a patient, scan and phase, and its Dice the mean over structures.
 
     Returns:
       {'expected_dice_vs_dice': {'spearman', 'p', 'n', 'helps'}, ...} for the signs that the rows have, and 'reading':
       a sentence that says whether the expected Dice ranks the cases.
     """
-    cases: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    cases: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        cases.setdefault((row["patient"], row["phase"]), []).append(row)
+        cases.setdefault((row["patient"], row.get("scan", ""), row["phase"]), []).append(row)
     dice = [float(np.mean([r["dice"] for r in own])) for own in cases.values()]
     out: dict[str, Any] = {}
     for column in SIGNS:

@@ -35,7 +35,7 @@ class VolumePrediction:
 
     Attributes:
       labels: (X, Y, Z) uint8 on the native grid, project labels.
-      images: (Z, S, S) uint8, the slices as the model saw them.
+      images: (Z, S, S[, C]) uint8, the slices as the model saw them.
       masks: (Z, S, S) uint8, the true labels on the model grid; None if the volume has no mask.
       slices: the model's output for each slice.
       mapping: between the two grids.

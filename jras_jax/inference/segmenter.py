@@ -287,7 +287,8 @@ def averaged(
 
     total = probabilities(images)
     for angle in angles:
-        total += rotate(probabilities(rotate(images[..., None], angle)[..., 0]), -angle, fill_background=True)
+        turned = rotate(images if images.ndim == 4 else images[..., None], angle)
+        total += rotate(probabilities(turned.reshape(images.shape)), -angle, fill_background=True)
     return total / (1 + len(angles))
 
 
