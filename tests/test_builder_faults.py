@@ -159,7 +159,7 @@ def test_wrong_arguments_are_said(acdc, tmp_path, capsys):
     for arguments, words in (
         (("acdc", tmp_path / "nowhere", tmp_path), "no folder"),
         (("acdc", "", tmp_path), "empty"),
-        (("brats", acdc, tmp_path), "acdc and mnms"),
+        (("brats", acdc, tmp_path), "there are acdc, mnms"),
         (("acdc", acdc, __file__), "cannot be written"),
     ):
         with pytest.raises(UserError, match=words):

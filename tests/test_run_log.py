@@ -13,6 +13,7 @@ from tensorboardX.proto import event_pb2
 
 from jras_jax import files
 from jras_jax.commands import cli
+from jras_jax.data.description import CARDIAC
 from jras_jax.run_folder import event_log, run_log
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.run_folder.metric_log import MetricLog
@@ -180,5 +181,5 @@ def test_samples_are_bounded_on_fine_grids():
 
     image = np.zeros((1000, 1000), np.uint8)
     labels = np.full((1000, 1000), 2)
-    shown = samples.painted(image, labels)
-    assert max(shown.shape[:2]) <= samples.SIDE and (shown == samples.COLOURS[2] // 2).all()
+    shown = samples.painted(image, labels, CARDIAC.palette)
+    assert max(shown.shape[:2]) <= samples.SIDE and (shown == CARDIAC.palette[2] // 2).all()

@@ -30,6 +30,7 @@ COMMANDS = {
     "score": "score folders of masks against reference masks",
     "compare": "compare two evaluated runs, case by case",
     "report": "write the report of an evaluated run",
+    "check": "verify a folder of images and masks before it is built",
     "build": "prepare a data set from its official download",
     "convert": "convert published weights",
     "settings": "list every setting with its default, unit and source",

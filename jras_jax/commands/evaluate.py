@@ -12,10 +12,12 @@ from typing import Any
 import jax
 
 from jras_jax import report
+from jras_jax.commands import folds
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
 from jras_jax.config.limits import MAX_PATIENTS
+from jras_jax.errors import UserError
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
 from jras_jax.run_folder.layout import RunFolder
@@ -38,7 +40,15 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Evaluates; returns the exit status."""
     folder = trained_folder(args, "evaluate")
     enable_compilation_cache()
-    evaluate_and_report(folder, overrides, submission=args.output, every_case=args.evidence == "all")
+    every_case = args.evidence == "all"
+    if there := folder.folds():
+        if args.output:
+            raise UserError(f"--workdir={folder}: holds folds; --output writes the masks of one: name its folder")
+        names = {evaluate_and_report(fold, overrides, every_case=every_case) for fold in there.values()}
+        if jax.process_index() == 0:
+            folds.tell(folder, *names)
+        return 0
+    evaluate_and_report(folder, overrides, submission=args.output, every_case=every_case)
     return 0
 
 
@@ -49,7 +59,7 @@ def evaluate_and_report(
     submission: str | None = None,
     every_case: bool = False,
     watched: Watched = iter,
-) -> None:
+) -> str:
     """Evaluates a run and the baseline inside it, prints the scores and writes the report.
 
     Args:
@@ -58,6 +68,9 @@ def evaluate_and_report(
       submission: folder for masks in the challenge's layout.
       every_case: whether to keep and show the evidence of every case.
       watched: goes over the volumes, and may end the evaluation by an exception; what it was writing is then not there.
+
+    Returns:
+      The name of the evaluation.
     """
     if every_case:
         overrides = (*overrides, f"--config.eval.evidence_cases={MAX_PATIENTS}")
@@ -66,12 +79,12 @@ def evaluate_and_report(
     baseline = None
     if folder.baseline.config.is_file():  # its masks of the same cases
         baseline = evaluate_one(folder.baseline, overrides, keep=summary["evidence"], watched=watched)
+    name = str(summary["evaluation"])
     if jax.process_index() != 0:
-        return
+        return name
     print_scores(summary, baseline)
     for warning in summary["warnings"]:
         say(f"note: {warning}")
-    name = summary["evaluation"]
     if before.get(name) not in (None, summary["checkpoint_step"]):
         say(f"note: replaces the scores of step {before[name]} with those of step {summary['checkpoint_step']}")
     page = report.write_report(
@@ -83,6 +96,7 @@ def evaluate_and_report(
     say(f"scores: {folder.evaluation(name).summary}\nreport: {page}")
     if submission:
         say(f"masks in the challenge's layout: {submission}")
+    return name
 
 
 def evaluate_one(

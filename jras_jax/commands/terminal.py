@@ -60,7 +60,8 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
     import rich.table
 
     enabled = summary["gallery"]["enabled"]
-    table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} patients, 3-D per volume")
+    per = "3-D per volume" if summary["dimensions"] == 3 else "2-D per image"
+    table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} patients, {per}")
     table.add_column("structure")
     table.add_column("phase")
     table.add_column("with retrieval" if enabled else "without retrieval", justify="right")

@@ -26,7 +26,9 @@ class Backbone:
     variant: str = setting("", "size of the model: 'b0' to 'b5' for segformer, 'vit_b' ... for sam, '' for the U-Net")
     options: dict[str, Any] = setting({}, "further keywords of the model class")  # noqa: RUF009 - makes a factory
     in_channels: Literal[1, 3] = setting(
-        1, "channels of the input; 3 repeats grey as RGB, which ImageNet weights expect"
+        1,
+        "channels of the input; 3 repeats grey as RGB, which ImageNet weights expect. A data set of several channels "
+        "has as many, whatever is set here",
     )
     init_from: str = setting("", "converted weights (jras convert); '' starts from scratch")
     frozen: tuple[str, ...] = setting(

@@ -232,17 +232,24 @@ def _separable(a: np.ndarray, b: np.ndarray, slices: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
-    """(X, Y, Z) intensities -> uint8, the two percentiles of the volume mapped to 0 and 255, clipped."""
+    """(X, Y, Z[, C]) intensities -> uint8, the two percentiles of each channel mapped to 0 and 255, clipped."""
+    if image.ndim == 4:
+        return np.stack([to_uint8(image[..., c], percentiles) for c in range(image.shape[3])], -1)
     low, high = np.percentile(image, percentiles)
     scaled = (image - low) / max(float(high - low), 1e-6)
     return np.round(255.0 * np.clip(scaled, 0.0, 1.0)).astype(np.uint8)
+
+
+def grey(images: np.ndarray, axes: int) -> np.ndarray:
+    """Images of `axes` axes uint8; those with one more, of channels, as the mean of their channels: what is shown."""
+    return images if images.ndim == axes else np.rint(images.mean(-1)).astype(np.uint8)
 
 
 class VolumeSlices(NamedTuple):
     """A volume on the model grid.
 
     Attributes:
-      images: (Z, S, S) uint8. masks: (Z, S, S) uint8 or None.
+      images: (Z, S, S[, C]) uint8. masks: (Z, S, S) uint8 or None.
       mapping: between the two grids.
       located: where its frame is; None if the model sees whole slices.
     """

@@ -69,6 +69,11 @@ def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
             f"config.dataset.frame='heart': the data set {description.name} names no structures that make the frame; "
             "use --config.dataset.frame=whole"
         )
+    if len(description.channels) > 1:
+        raise UserError(
+            f"config.dataset.frame='heart': {description.name} has {len(description.channels)} channels, and the frame "
+            "is found in images of one; use --config.dataset.frame=whole"
+        )
     direction = description.structures.get(description.frame_direction or "")
     rule = FrameRule(description.labels_of(description.frame_structures), direction, dataset.frame_radius)
     return grid._replace(frame=rule, whole_size=dataset.whole_size)
@@ -96,7 +101,7 @@ def load(
     if splits is None:
         splits = make_splits(
             volumes,
-            stratify="vendor" if dataset.name == "mnms" else "group",
+            stratify="vendor" if dataset.name in ("mnms", "mnms2") else "group",
             num_folds=dataset.num_folds,
             fold=dataset.fold,
             seed=dataset.split_seed,

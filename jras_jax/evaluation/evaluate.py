@@ -17,7 +17,7 @@ from absl import logging
 
 from jras_jax import config as configs
 from jras_jax import files
-from jras_jax.data import Volume
+from jras_jax.data import DatasetDescription, Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
 from jras_jax.evaluation.evidence import EvidenceWriter
@@ -30,6 +30,7 @@ POSITION_COLUMNS = (
     *("patient", "phase", "position", "structure", "dice", "jaccard"),
     *("voxels", "reference_voxels", "empty"),
 )
+PROTOCOL_2D = "2-D scores per image and structure, in the image's own pixels; splits by patient"
 PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
 _GUIDES = {
     "patient": "; guides come from training patients only, never from the query's own patient",
@@ -132,7 +133,7 @@ class _Submission:
 
     Args:
       volumes: all that will come.
-      convention: whose layout, 'acdc' or 'mnms'.
+      convention: whose layout, 'acdc', 'mnms' or 'own'.
       folder: where to; None writes nothing.
       scans: the folder that the volumes' sources are relative to.
     """
@@ -146,7 +147,8 @@ class _Submission:
     ):
         self._left = collections.Counter(volume.patient for volume in volumes)
         self._kept: dict[str, list[export.Prediction]] = {}
-        self._export = export.export_mnms if convention == "mnms" else export.export_acdc
+        ways = {"acdc": export.export_acdc, "mnms": export.export_mnms, "own": export.export_own}
+        self._export: Callable[..., list[pathlib.Path]] = ways[convention]
         self._folder, self._scans = folder if jax.process_index() == 0 else None, scans
 
     def add(self, volume: Volume, labels: np.ndarray) -> None:
@@ -183,9 +185,9 @@ class _Scores:
 
     def uncertainty(self) -> dict[str, Any]:
         """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 if they do."""
-        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        cases: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in self.cases:
-            cases.setdefault((row["patient"], row["phase"]), []).append(row)
+            cases.setdefault((row["patient"], row.get("scan", ""), row["phase"]), []).append(row)
         dice = [float(np.mean([r["dice"] for r in rows])) for rows in cases.values()]
         signs = {
             "entropy": [rows[0]["entropy"] for rows in cases.values()],
@@ -193,6 +195,16 @@ class _Scores:
         }
         found = {name: statistics.spearman(values, dice) for name, values in signs.items()}
         return {f"{name}_vs_dice": {"spearman": c.rho, "p": c.p, "n": c.n} for name, c in found.items() if c.n}
+
+
+def _described(description: DatasetDescription) -> dict[str, Any]:
+    """What a summary says of the data set."""
+    return {
+        "dataset": description.name,
+        "structures": list(description.structures),
+        "phases": list(description.phases),
+        "dimensions": description.dimensions,
+    }
 
 
 def _summary(
@@ -230,10 +242,9 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
-        "dataset": run.description.name,
-        "structures": list(run.description.structures),
-        "phases": list(run.description.phases),
+        "protocol": (PROTOCOL if run.description.dimensions == 3 else PROTOCOL_2D)
+        + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
+        **_described(run.description),
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),

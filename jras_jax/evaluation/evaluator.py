@@ -54,6 +54,7 @@ def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, An
     known = np.isfinite(agreement)
     shared = {
         "patient": volume.patient,
+        **({"scan": volume.name} if volume.name else {}),
         "phase": volume.phase,
         "group": volume.group,
         "vendor": volume.vendor,

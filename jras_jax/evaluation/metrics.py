@@ -42,7 +42,19 @@ CASE_COLUMNS = (
     + DISTANCES
     + ("volume_ml", "reference_volume_ml", "empty", "unit")
 )
-_TEXT_COLUMNS = {"case", "patient", "phase", "group", "vendor", "centre", "structure", "position", "empty", "unit"}
+_TEXT_COLUMNS = {
+    "case",
+    "scan",
+    "patient",
+    "phase",
+    "group",
+    "vendor",
+    "centre",
+    "structure",
+    "position",
+    "empty",
+    "unit",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Segments NIfTI files: which files, where the masks go, and the evidence written beside each mask.
+"""Segments scans in files: which files, where the masks go, and the evidence written beside each mask.
 
 A mask of this program is known by the description in its header (`nifti.is_own_mask`), or by the JSON beside it. Such
 masks are never segmented, and no other file is ever overwritten.
@@ -7,6 +7,7 @@ masks are never segmented, and no other file is ever overwritten.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, images, nifti, pairs, pictures, remarks
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import FrameMap
 from jras_jax.errors import UserError, printable
+from jras_jax.inference import inputs
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
 from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
 from jras_jax.retrieval.known import Match
@@ -31,38 +34,49 @@ class Task(NamedTuple):
 
     scan: pathlib.Path
     mask: pathlib.Path
+    more: tuple[pathlib.Path, ...] = ()  # the files of the further channels
 
     @property
     def evidence(self) -> pathlib.Path:
         """The JSON beside the mask."""
-        return self.mask.with_name(pairs.stem(self.mask) + ".json")
+        return self.mask.with_name(images.stem(self.mask) + ".json")
 
 
-def tasks(source: str | pathlib.Path, output: str | pathlib.Path, note: Note = lambda line: None) -> list[Task]:
+def tasks(
+    source: str | pathlib.Path,
+    output: str | pathlib.Path,
+    note: Note = lambda line: None,
+    description: DatasetDescription = CARDIAC,
+) -> list[Task]:
     """The scans of a file or folder (its subfolders too) and where their masks go.
 
     Args:
       source: .nii or .nii.gz, or a folder; files named *_gt and masks of this program are left out.
-      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz.
+      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz;
+        .png of a picture.
       note: takes a line on whatever is left out.
+      description: of the run's data set. For one of 2-D images or several channels, see `inputs.groups`.
 
     Raises:
       UserError: there is nothing to segment; masks would be among the scans, where a later call would take them for
         scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
-    scans = _without_masks(_inputs(source), source, output=output, note=note)
-    if output.name.lower().endswith(pairs.SUFFIXES):
+    groups = inputs.groups(source, description) if inputs.is_needed(description) else [[s] for s in _inputs(source)]
+    scans = _without_masks([group[0] for group in groups], source, output=output, note=note)
+    more = {group[0]: tuple(group[1:]) for group in groups}
+    if output.name.lower().endswith(".png" if description.dimensions == 2 else pairs.SUFFIXES):
         if source.is_dir():
             raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
-        found = [Task(scans[0], output)]
+        found = [Task(scans[0], output, more[scans[0]])]
         if output.is_dir():
             raise UserError(f"--output={output}: a folder has this name of a file; choose another name")
         if pairs.stem(output).lower().endswith("_gt"):
             raise UserError(f"--output={output}: names in _gt are those of reference masks; choose another name")
     else:
         root = source if source.is_dir() else source.parent
-        found = [Task(s, output / s.relative_to(root).parent / (pairs.stem(s) + ".nii.gz")) for s in scans]
+        name = functools.partial(inputs.mask_name, description=description)
+        found = [Task(s, output / s.relative_to(root).parent / name(s), more[s]) for s in scans]
     for folder in {task.mask.parent for task in found}:
         files.check_folder(folder, "--output")
     _check_targets(found, source, output)
@@ -113,7 +127,10 @@ class OpenedScan(NamedTuple):
 
 def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter: Segmenter) -> OpenedScan:
     """Reads a scan and prepares it; raises as `segment_file` does."""
-    scan = nifti.read_scan(task.scan)
+    if inputs.is_needed(run.description):
+        scan = images.read_image([task.scan, *task.more], len(run.description.channels))
+    else:
+        scan = nifti.read_scan(task.scan)
     remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
     ready = run.prepare(frames(scan, run.description), gallery, segmenter)
     if gallery is not None and ready.match is not None and ready.match.patients:
@@ -125,20 +142,26 @@ def write_results(
     run: TrainedRun, opened: OpenedScan, predicted: list[SlicePredictions], gallery: RunGallery | None
 ) -> list[VolumePrediction]:
     """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
-    task, scan = opened.task, opened.scan
     predictions = run.finish(opened.ready, predicted)
+    write_mask_and_evidence(run, opened, predictions, evidence_of(run, opened, predictions, gallery))
+    return predictions
+
+
+def write_mask_and_evidence(
+    run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], evidence: dict[str, Any]
+) -> None:
+    """Writes the mask of a scan, in the values of the run's data set, and its JSON, both or neither."""
+    task, scan = opened.task, opened.scan
     values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
-    nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
+    cine = scan.array.ndim == 4 and not inputs.is_needed(run.description)
+    images.write_mask(task.mask, masks if cine else masks[..., 0], scan)
     try:
-        files.write_json(
-            task.evidence, _evidence(run, scan, predictions=predictions, gallery=gallery, match=opened.ready.match)
-        )
+        files.write_json(task.evidence, evidence)
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             task.mask.unlink()
         raise
-    return predictions
 
 
 def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
@@ -149,7 +172,7 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     axis = axes.slice_axis_to_read(scan.spacing, scan.spacing_known)
     if axis != 2:
         remarks.append(f"its slices run along the {axes.NAMES[axis]} axis; so do those of the mask")
-    elif scan.spacing_known and geometry.suspected_slice_axis(scan.array.shape, scan.spacing, True) != 2:
+    elif scan.spacing_known and geometry.suspected_slice_axis(scan.array.shape[:3], scan.spacing, True) != 2:
         remarks.append(
             f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may run along another axis than the "
             "third, along which they are read"
@@ -159,8 +182,9 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
 
 def frames(scan: nifti.Scan, description: DatasetDescription) -> list[Volume]:
     """Each frame of a scan as a volume to segment, for a run of the data set described."""
-    array = scan.array if scan.array.ndim == 4 else scan.array[..., None]
-    name = pairs.stem(pathlib.Path(scan.path))
+    several = len(description.channels) > 1
+    array = scan.array if scan.array.ndim == 4 and not several else scan.array[..., None]
+    name = inputs.case_name(scan.path, description)
     return [
         Volume(
             image=np.ascontiguousarray(array[..., t], np.float32),
@@ -188,14 +212,11 @@ def _recognised(run: TrainedRun, scan: pathlib.Path, gallery: RunGallery, match:
     return f"{printable(scan)}: is a scan of the gallery's {printable(who)}; {done}"
 
 
-def _evidence(
-    run: TrainedRun,
-    scan: nifti.Scan,
-    predictions: list[VolumePrediction],
-    gallery: RunGallery | None,
-    match: Match | None,
+def evidence_of(
+    run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], gallery: RunGallery | None
 ) -> dict[str, Any]:
     """The content of the JSON beside a mask."""
+    scan, match = opened.scan, opened.ready.match
     out: dict[str, Any] = {
         "input": scan.path.name,  # no more of its path: folders are often named after patients
         "run": str(run.folder),
@@ -300,7 +321,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
 def _is_own(path: pathlib.Path) -> bool:
     """Whether a file is a mask of this program, by its header or (masks of earlier versions) by the JSON beside it."""
     earlier = path.name.endswith(".gz") and _is_evidence(path.with_name(pairs.stem(path) + ".json"))
-    return earlier or nifti.is_own_mask(path)
+    return earlier or (pictures.is_own_picture if pictures.is_picture(path) else nifti.is_own_mask)(path)
 
 
 def _is_there(path: pathlib.Path) -> bool:

@@ -70,7 +70,7 @@ class VolumePrediction:
 
     Attributes:
       labels: (X, Y, Z) uint8 on the native grid, project labels.
-      images: (Z, S, S) uint8, the slices as the model saw them.
+      images: (Z, S, S[, C]) uint8, the slices as the model saw them.
       masks: (Z, S, S) uint8, the true labels on the model grid; None if the volume has no mask.
       slices: the model's output for each slice.
       mapping: between the two grids.
@@ -330,7 +330,8 @@ def _forward(
 
     total = probabilities(plain)
     for angle in angles:
-        total += rotate(probabilities(rotate(plain[..., None], angle)[..., 0]), -angle, fill_background=True)
+        turned = rotate(plain if plain.ndim == 4 else plain[..., None], angle)
+        total += rotate(probabilities(turned.reshape(plain.shape)), -angle, fill_background=True)
     return total / (1 + len(angles)), indices, weights, similarity, agreement
 
 

@@ -20,7 +20,7 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import mesh
 from jras_jax.config import Config
-from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
+from jras_jax.data import DatasetDescription, Volume, axes, finder, own, pairs
 from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import Grid, VolumeSlices
 from jras_jax.data.load import RunData, grid_of
@@ -190,8 +190,8 @@ class TrainedRun:
             raise UserError(
                 f"the gallery has {len(table)} slices, but {retrieval.top_k} guides are retrieved: add cases"
             )
-        if table.images.shape[-1] != size:
-            raise UserError(f"the gallery's slices have {table.images.shape[-1]} pixels a side, this run's {size}")
+        if table.masks.shape[-1] != size:
+            raise UserError(f"the gallery's slices have {table.masks.shape[-1]} pixels a side, this run's {size}")
         embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
@@ -228,12 +228,13 @@ class TrainedRun:
             return self.make_gallery(table, embeddings=embeddings, description=f"{source}, {table.contents}")
         if not pathlib.Path(source).is_dir():
             raise UserError(f"--gallery={source}: no such folder")
-        if not any(pairs.is_mask(path) for path in finder.find(pathlib.Path(source)).files):
+        phases = self.description.phases
+        if phases and not any(pairs.is_mask(path) for path in finder.find(pathlib.Path(source)).files):
             raise UserError(
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
-        table = self.table_of(pairs.read_pairs(source, self.label_values(labels), self.description))
+        table = self.table_of(own.read_labelled(source, self.label_values(labels), self.description))
         line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
 
@@ -242,16 +243,16 @@ class TrainedRun:
         return pairs.parse_labels(labels, self.description.structures) if labels else self.description.structure_values
 
     def _own_gallery(self) -> RunGallery:
-        own = self.folder.gallery
-        how = f"jras gallery --workdir={self.folder} --split=train --output={own}"
-        if not own.is_dir():
-            raise UserError(f"{own} is missing: make it with {how}, or name another with --gallery=FOLDER")
-        table, embeddings = gallery_files.read(own, how=how)
+        stored = self.folder.gallery
+        how = f"jras gallery --workdir={self.folder} --split=train --output={stored}"
+        if not stored.is_dir():
+            raise UserError(f"{stored} is missing: make it with {how}, or name another with --gallery=FOLDER")
+        table, embeddings = gallery_files.read(stored, how=how)
         description = f"the run's own, {table.contents}"
-        if gallery_files.fingerprint_of(own) == self.fingerprint:
+        if gallery_files.fingerprint_of(stored) == self.fingerprint:
             return self.make_gallery(table, embeddings=embeddings, description=description)
         logging.info("embedding the gallery with the checkpoint of step %d", self.step)
-        return self.make_gallery(table, own, description=description)
+        return self.make_gallery(table, stored, description=description)
 
     def segment(
         self,
@@ -265,8 +266,8 @@ class TrainedRun:
         """Segments one short-axis stack.
 
         Args:
-          image: (X, Y, Z) intensities, Z through the slices; if another axis has clearly the largest spacing, the
-            slices are taken to run along that one.
+          image: (X, Y, Z) intensities, of a data set of several channels (X, Y, Z, C), Z through the slices; if
+            another axis has clearly the largest spacing, the slices are taken to run along that one.
           spacing: (3,) voxel sizes in mm; None if unknown.
           affine: (4, 4) voxel to world, RAS+ mm; None takes the usual radiological view, rows Y and columns X.
           gallery: of `open_gallery`; None for a run without retrieval.
@@ -280,8 +281,10 @@ class TrainedRun:
           UserError: the image is not 3-D or not finite, or the run needs a gallery.
         """
         image = np.asarray(image, np.float32)
-        if image.ndim != 3 or not np.isfinite(image).all():
-            raise UserError(f"the image must be a finite array (X, Y, Z), not {image.shape}")
+        channels = () if len(self.description.channels) == 1 else (len(self.description.channels),)
+        if image.ndim != 3 + len(channels) or image.shape[3:] != channels or not np.isfinite(image).all():
+            wanted = ", ".join(map(str, ("X", "Y", "Z", *channels)))
+            raise UserError(f"the image must be a finite array ({wanted}), not {image.shape}")
         known = spacing is not None
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
@@ -378,6 +381,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
         raise UserError(
             f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
         )
+    folder.check_single()
     configs.check_opened(overrides)
     settings = configs.override(configs.load_saved(folder.config), overrides)
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'

@@ -156,6 +156,7 @@ def _neighbours(embeddings: jax.Array, patient: jax.Array, k: int) -> jax.Array:
 
 def neighbour_drift(before: np.ndarray, after: np.ndarray, patient: np.ndarray, k: int = 5) -> float:
     """Share of the k nearest rows of other patients that changed between two sets of embeddings (N, D), in [0, 1]."""
+    k = max(1, min(k, len(before) - 1))
     a, b = (np.asarray(_neighbours(e, patient, k)) for e in (before, after))
     kept = (a[:, :, None] == b[:, None, :]).any(-1).mean()
     return float(1.0 - kept)
@@ -173,13 +174,13 @@ def _labels(*masks: np.ndarray) -> range:
 
 
 def _thinned(x: np.ndarray) -> np.ndarray:
-    """(n, S, S) -> (n, T, T), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
-    step = max(1, x.shape[-1] // GRID)
+    """(n, S, S[, C]) -> (n, T, T[, C]), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
+    step = max(1, x.shape[1] // GRID)
     return x[:, ::step, ::step].copy()
 
 
 def _normalised(images: np.ndarray) -> np.ndarray:
-    """(n, S, S) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
+    """(n, S, S[, C]) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
     x = _thinned(images).reshape(len(images), -1).astype(np.float32)
     x -= x.mean(1, keepdims=True)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

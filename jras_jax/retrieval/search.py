@@ -188,7 +188,7 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
     """
     if isinstance(gallery.images, HostRows) or isinstance(gallery.masks, HostRows):
         raise UserError("config.retrieval.strategy='softmax' reads the whole gallery: it needs gallery_memory='device'")
-    n, size = len(gallery), gallery.images.shape[-1]
+    n, size = len(gallery), gallery.masks.shape[-1]
     pad = -n % chunk
     rows = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])  # noqa: E731
     shares = jnp.pad(weights, ((0, 0), (0, pad))).reshape(len(weights), -1, chunk).swapaxes(0, 1)
@@ -196,12 +196,12 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
     @jax.checkpoint
     def add(total: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
         images, masks, share = part
-        image = jnp.einsum("bn,nhw->bhw", share, images.astype(jnp.float32) / 255.0)
+        image = jnp.einsum("bn,n...->b...", share, images.astype(jnp.float32) / 255.0)
         mask = jnp.einsum("bn,nhwc->bhwc", share, jax.nn.one_hot(masks, num_classes))
         return (total[0] + image, total[1] + mask), None
 
     b = len(weights)
-    start = (jnp.zeros((b, size, size)), jnp.zeros((b, size, size, num_classes)))
+    start = (jnp.zeros((b, *gallery.images.shape[1:])), jnp.zeros((b, size, size, num_classes)))
     (image, mask), _ = jax.lax.scan(add, start, (rows(gallery.images), rows(gallery.masks), shares))
     heaviest = jnp.argmax(weights, -1, keepdims=True).astype(jnp.int32)
     return Guides(

@@ -205,9 +205,9 @@ def _update(
 
     def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         first, second = (batch[n].astype(jnp.float32) / 255.0 for n in ("image", "partner"))
-        nothing = jnp.zeros(first.shape, jnp.int32)
+        nothing = jnp.zeros(first.shape[:3], jnp.int32)
         seen, _ = augment(k1, first, masks=nothing, ranges=VIEW)
-        plain = jax.random.bernoulli(k_plain, 0.5, (len(first), 1, 1))
+        plain = jax.random.bernoulli(k_plain, 0.5, (len(first),) + (1,) * (first.ndim - 1))
         seen = jnp.where(plain, first, seen)
         other, _ = augment(k2, second, masks=nothing, ranges=VIEW)
         both = jnp.concatenate([seen, other])
