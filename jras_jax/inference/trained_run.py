@@ -291,10 +291,7 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        name = patient or "scan"
-        volume = Volume(
-            image, None, affine, spacing=sizes, spacing_known=known, patient=name, description=self.description
-        )
+        volume = Volume(image, None, affine, sizes, known, patient=patient or "scan", description=self.description)
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
