@@ -192,8 +192,8 @@ class TrainedRun:
             raise UserError(
                 f"the gallery has {len(table)} slices, but {retrieval.top_k} guides are retrieved: add cases"
             )
-        if table.masks.shape[-1] != size:
-            raise UserError(f"the gallery's slices have {table.masks.shape[-1]} pixels a side, this run's {size}")
+        if table.images.shape[1] != size:
+            raise UserError(f"the gallery's slices have {table.images.shape[1]} pixels a side, this run's {size}")
         embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
