@@ -108,7 +108,7 @@ class Segmenter:
         self._draws = selection is not None and selection.strategy == "random"
         self._oracle = selection is not None and selection.strategy == "oracle"
         angles = self.ROTATIONS if tta else ()
-        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
+        forward = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
         self.program = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
@@ -174,7 +174,7 @@ def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
 
 
-def _forward(
+def forward(
     variables: joint.Variables,
     gallery: Gallery | None,
     images: jax.Array,
