@@ -9,21 +9,10 @@ from jras_jax.config.files import load, load_saved, save, shipped
 from jras_jax.config.listing import Description, describe, listing
 from jras_jax.config.parsing import flatten, override, parse
 from jras_jax.config.recipes import defaults, paper
-from jras_jax.config.schema import (
-    Augment,
-    Backbone,
-    Config,
-    Dataset,
-    Eval,
-    Fusion,
-    Loss,
-    Mesh,
-    Optim,
-    Pretrain,
-    Retrieval,
-    Retriever,
-    Train,
-)
+from jras_jax.config.schema import Config
+from jras_jax.config.sections_data import Augment, Dataset
+from jras_jax.config.sections_model import Backbone, Fusion, Retrieval, Retriever
+from jras_jax.config.sections_run import Eval, Loss, Mesh, Optim, Pretrain, Train
 from jras_jax.config.setting import ConfigError
 
 __all__ = [

@@ -84,7 +84,8 @@ def save(config: Config, path: str | pathlib.Path) -> None:
 
 
 def load_saved(path: str | pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads what `save` wrote; settings that an earlier version did not have take their defaults if no weight depends on them.
+    """Reads what `save` wrote; settings that an earlier version did not have take their defaults if no weight
+    depends on them, and else what such runs did (`before`).
 
     Raises:
       ConfigError: the file is missing or is not such a file.
@@ -108,6 +109,8 @@ def load_saved(path: str | pathlib.Path) -> ml_collections.ConfigDict:
         holder = tree.get(section, {}) if section else tree
         if typing.get_origin(setting.hint) is tuple and isinstance(holder.get(name), list):
             holder[name] = tuple(holder[name])
-        if setting.change not in ("fixed", "declared") and isinstance(holder, dict) and holder is not tree:
+        if setting.before is not None:
+            holder.setdefault(name, setting.before)
+        elif setting.change not in ("fixed", "declared") and isinstance(holder, dict) and holder is not tree:
             holder.setdefault(name, setting.default)
     return ml_collections.ConfigDict(tree)

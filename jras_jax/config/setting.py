@@ -76,6 +76,7 @@ def setting(
     at_most: float | None = None,
     must: tuple[Callable[[Any], bool], str] | None = None,
     change: Change = "fixed",
+    before: Any = None,
 ) -> Any:
     """A field of a section of the schema; its type is the field's annotation.
 
@@ -86,6 +87,7 @@ def setting(
       below, at_most: the upper end, excluded or included.
       must: a rule that an interval cannot express, as (predicate, "what the value must be").
       change: when the setting may change after training has started, see `Change`.
+      before: what a run did that was saved before the setting was introduced; None if every run has it.
 
     Raises:
       TypeError: there is a lower bound without an upper one, the reverse, or two of either.
@@ -103,7 +105,7 @@ def setting(
         low, high = (at_least if above is None else above), (at_most if below is None else below)
         assert low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
         bounds = Bounds(low, high=high, low_open=above is not None, high_open=below is not None)
-    metadata = {"doc": doc, "bounds": bounds, "must": must, "change": change}
+    metadata = {"doc": doc, "bounds": bounds, "must": must, "change": change, "before": before}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -116,7 +118,7 @@ class Setting:
     Attributes:
       key: 'section.name'.
       hint: the annotated type.
-      default, doc, bounds, must, change: as given to `setting`.
+      default, doc, bounds, must, change, before: as given to `setting`.
     """
 
     key: str
@@ -126,6 +128,7 @@ class Setting:
     bounds: Bounds | None
     must: tuple[Callable[[Any], bool], str] | None
     change: Change
+    before: Any = None
 
     def __post_init__(self) -> None:
         if {int, float} & {self.hint, *typing.get_args(self.hint)} and self.bounds is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Ranges(Protocol):
-    """The ranges of `config.augment`; see jras_jax/config/schema.py for the units."""
+    """The ranges of `config.augment`; see jras_jax/config/sections_data.py for the units."""
 
     @property
     def enabled(self) -> bool: ...

@@ -1,0 +1,87 @@
+"""The sections on scans and their augmentation. METHOD and sources: see `config.schema`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jras_jax.config.limits import MAX_PATIENTS, MAX_SEED, Rules
+from jras_jax.config.setting import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The scans, their split into folds, and the model grid."""
+
+    name: Literal["acdc", "mnms", "phantom"] = setting(
+        "acdc", "data set; the phantom is written by this project in the layout of ACDC"
+    )
+    manual_dir: str = setting("", "folder of the official download, as the challenge ships it", change="free")
+    data_dir: str = setting("data_cache", "folder of the prepared TFDS data set", change="free")
+    num_folds: int = setting(5, "number of folds of the stratified split of patients", at_least=2, at_most=1000)
+    fold: int = setting(0, "the fold that validates; the others train", at_least=0, at_most=999)
+    split_seed: int = setting(
+        0, "seed of the folds; the same for all runs that you compare", at_least=0, at_most=MAX_SEED
+    )
+    image_size: int = setting(
+        256, "S, side of the square model grid in pixels (METHOD: 256)", at_least=16, at_most=2048
+    )
+    spacing_mm: float = setting(
+        1.4, "in-plane pixel size of the model grid in mm; 0 keeps the native one", at_least=0, at_most=50
+    )
+    unknown_spacing: Literal["fit", "crop"] = setting(
+        "fit", "scans without spacing: 'fit' scales the field of view to the grid, 'crop' keeps native pixels"
+    )
+    percentiles: tuple[float, float] = setting(
+        (0.5, 99.5),
+        "percentiles of each volume's intensities that map to 0 and 255 (nnU-Net's clipping)",
+        at_least=0,
+        at_most=100,
+        must=(lambda p: p[0] < p[1], "rising"),
+    )
+    drop_empty: bool = setting(True, "whether training leaves out slices without foreground (METHOD)")
+    max_train_patients: int = setting(
+        0,
+        "0 trains on all; n trains on the first n of the shuffled training patients (few-label studies)",
+        at_least=0,
+        at_most=MAX_PATIENTS,
+    )
+    phantom_patients: int = setting(20, "number of training patients of the phantom", at_least=1, at_most=100_000)
+    phantom_test_patients: int = setting(8, "number of test patients of the phantom", at_least=0, at_most=100_000)
+
+    @property
+    def convention(self) -> str:
+        """The data set whose label values the masks use: the phantom follows ACDC."""
+        return "mnms" if self.name == "mnms" else "acdc"
+
+    def rules(self) -> Rules:
+        """See the module."""
+        yield "fold", self.fold < self.num_folds, f"0 to {self.num_folds - 1}, below dataset.num_folds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of training slices."""
+
+    enabled: bool = setting(True, "whether training augments at all")
+    rotate_deg: float = setting(30.0, "rotation, uniform in +-, degrees", at_least=0, at_most=180)
+    scale: float = setting(0.2, "magnification, uniform in 1 +-", at_least=0, below=1)
+    shift: float = setting(0.1, "translation, uniform in +-, as a share of the grid's side", at_least=0, at_most=1)
+    retriever_share: float = setting(
+        0.33,
+        "share of the geometric ranges for the view that the retriever sees in training",
+        at_least=0,
+        at_most=1,
+    )
+    flip: bool = setting(
+        False, "left-right flips, which put the RV on the wrong side of the heart: off if the orientation is known"
+    )
+    gamma: float = setting(0.3, "exponent, uniform in exp(+-)", at_least=0, at_most=5)
+    contrast: float = setting(0.25, "factor, uniform in 1 +-, about the slice's mean", at_least=0, at_most=1)
+    brightness: float = setting(0.15, "offset, uniform in +-, of the [0, 1] range", at_least=0, at_most=1)
+    noise_std: float = setting(
+        0.05, "standard deviation of noise, uniform in [0, this], of the [0, 1] range", at_least=0, at_most=1
+    )
+    probability: float = setting(
+        0.5, "probability of each kind of intensity change, for each slice", at_least=0, at_most=1
+    )
