@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Programs that several tests compile are compiled once a session; processes that tests start share them too.
@@ -11,6 +12,7 @@ COMPILED = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(p
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import jras_jax  # noqa: E402
 from jras_jax import config as configs  # noqa: E402
 from jras_jax.commands import train  # noqa: E402
 from jras_jax.commands.dataset import load_data  # noqa: E402
@@ -87,3 +89,13 @@ def tiny(tmp_path_factory) -> Tiny:
 def trained_run(tiny, tmp_path_factory) -> pathlib.Path:
     """The folder of a finished tiny run of 4 steps: for reading, or to be copied."""
     return tiny.train(tmp_path_factory.mktemp("tiny_run") / "run")
+
+
+@pytest.fixture(scope="session")
+def guided_run(trained_run, tiny, tmp_path_factory) -> pathlib.Path:
+    """The folder of the tiny run with its gallery: for reading, or to be copied."""
+    folder = tmp_path_factory.mktemp("guided") / "run"
+    shutil.copytree(trained_run, folder)
+    opened = jras_jax.open_run(folder)
+    opened.train_gallery(tiny.data(opened))
+    return folder

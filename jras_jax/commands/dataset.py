@@ -12,6 +12,8 @@ from jras_jax.data import phantom
 from jras_jax.data.load import RunData, load
 from jras_jax.errors import UserError
 from jras_jax.hosts import first_host_first
+from jras_jax.inference.trained_run import TrainedRun
+from jras_jax.run_folder import published
 
 
 def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData:
@@ -41,6 +43,12 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData
         folder = tfds_builders.build(builder, manual, cache, say=_say_phantom if dataset.name == "phantom" else print)
         scans = tfds_builders.scans_root(builder, manual)  # what exports look for their scans in
     return load(folder, dataset, scans=str(scans), splits=splits)
+
+
+def data_of(run: TrainedRun) -> RunData:
+    """The data set of a trained run, with its own splits; raises UserError as `load_data`, or if they have no names."""
+    published.check_named(run.splits, run.folder)
+    return load_data(run.config.dataset, run.splits)
 
 
 def _say_phantom(line: str) -> None:

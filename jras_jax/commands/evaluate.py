@@ -11,12 +11,15 @@ from typing import Any
 import jax
 
 from jras_jax import report
-from jras_jax.commands.dataset import load_data
+from jras_jax.commands.dataset import data_of
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
 from jras_jax.errors import UserError
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
+from jras_jax.run_folder import published
 from jras_jax.run_folder.layout import RunFolder
+
+_WRITE = ("evaluate", "choose")  # commands whose results go into the run's folder
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -29,7 +32,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_workdir(p: argparse.ArgumentParser) -> None:
     """The options of every command that opens a trained run."""
-    p.add_argument("--workdir", help="folder of a trained run")
+    p.add_argument("--workdir", help="folder of a trained run; also hf:org/name on the Hugging Face hub")
     p.add_argument("--config", help=argparse.SUPPRESS)
 
 
@@ -39,6 +42,12 @@ def trained_folder(args: argparse.Namespace, command: str) -> RunFolder:
         raise UserError(f"{command} needs --workdir=FOLDER of a trained run")
     if args.config:
         raise UserError(f"{command} reads the run's own settings from --workdir; leave --config out")
+    if published.is_hub(args.workdir) and command in _WRITE:
+        name = args.workdir.removeprefix("hf:").partition("@")[0]
+        raise UserError(
+            f"{command} writes into the run's folder: download it with hf download {name} --local-dir FOLDER and give "
+            "--workdir=FOLDER"
+        )
     return RunFolder(args.workdir)
 
 
@@ -72,6 +81,6 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
 def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> dict[str, Any]:
     """Evaluates one run on its own data set; returns the summary."""
     run = open_run(folder.path, overrides)
-    data = load_data(run.config.dataset, run.splits)
+    data = data_of(run)
     title = f"evaluating {run.config.eval.split}"
     return evaluate(run, data, submission=submission, progress=progress(title))

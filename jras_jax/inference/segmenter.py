@@ -108,8 +108,8 @@ class Segmenter:
         self._draws = selection is not None and selection.strategy == "random"
         self._oracle = selection is not None and selection.strategy == "oracle"
         angles = self.ROTATIONS if tta else ()
-        forward = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
-        self.program = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
+        bound = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
+        self.program = jax.jit(bound, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
         """This segmenter with variables (on the mesh) and a gallery embedded by them; None for the baseline."""
@@ -185,9 +185,19 @@ def forward(
     *,
     model: joint.JointModel,
     selection: joint.Selection | None,
-    mesh: Mesh,
+    mesh: Mesh | None,
     angles: tuple[float, ...],
 ) -> tuple[jax.Array, ...]:
+    """One call of `Segmenter.program`: probabilities, indices, weights, similarity and agreement, see the attributes.
+
+    Args:
+      variables, gallery: see `Segmenter.using`.
+      images: (b, S, S) uint8. patient, row: (b,) int32, see `QueryKeys`.
+      key: for the strategy 'random'. truth: (b, S, S) uint8, for 'oracle'.
+      model, selection: see `Segmenter`.
+      mesh: over whose data axis the gallery is split; None for one device.
+      angles: of the rotations, degrees, beside the slices as they are.
+    """
     apply: Any = model.apply
     plain = images.astype(jnp.float32) / 255.0
     guides, b = None, images.shape[0]

@@ -65,7 +65,11 @@ class Program(NamedTuple):
         patient = jax.ShapeDtypeStruct((batch,), np.int32)
         if not self.takes_gallery:
             return images, patient
-        return images, patient, {k: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype) for k, a in self.gallery.items()}
+        return (
+            images,
+            patient,
+            {k: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype) for k, a in self.gallery.items()},
+        )
 
 
 def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool = False) -> Program:
@@ -77,13 +81,18 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
       takes_gallery: leave the gallery out of the program, as an argument.
 
     Raises:
-      UserError: the run chooses guides by chance or by the truth, which no program can be given.
+      UserError: the run chooses guides by chance or by the truth, or leaves out single slices, which no program can.
     """
     config = run.config
     if gallery is not None and config.retrieval.strategy in ("random", "oracle"):
         raise UserError(
             f"config.retrieval.strategy={config.retrieval.strategy!r} is a control and cannot be exported; give "
             "--config.retrieval.strategy=top_k"
+        )
+    if gallery is not None and config.retrieval.exclude == "slice":
+        raise UserError(
+            "config.retrieval.exclude='slice' cannot be exported, because the program does not know which slice it "
+            "sees; give --config.retrieval.exclude=patient"
         )
     variables = mesh.to_host(run.variables)
     rows = _rows(gallery) if gallery is not None else {}
@@ -131,9 +140,7 @@ def save(folder: pathlib.Path, run: TrainedRun, gallery: RunGallery | None, it: 
     Raises:
       UserError: the folder cannot be written, or see `exported`.
     """
-    content = exported(it, run.config.retrieval.top_k).serialize()
-    with files.replacing(folder / PROGRAM) as new:
-        new.write_bytes(content)
+    (folder / PROGRAM).write_bytes(exported(it, run.config.retrieval.top_k).serialize())
     if it.takes_gallery:
         files.save_tensors(folder / GALLERY, it.gallery)
     files.write_json(folder / FACTS, facts(run, gallery, it))
@@ -143,7 +150,7 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
     """What somebody who has only the program needs to know, as JSON."""
     data = run.config.dataset
     out: dict[str, Any] = {
-        "format": "jax.export: jax.export.deserialize(bytearray(open('model.stablehlo', 'rb').read())).call(images, ...)",
+        "format": f"jax.export: deserialize(bytearray(open('{PROGRAM}', 'rb').read())).call(images, ...)",
         "run": run.folder.path.name,
         "checkpoint_step": run.step,
         "platforms": list(PLATFORMS),
@@ -152,7 +159,7 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
             "shape": ["b", it.image_size, it.image_size],
             "dtype": "uint8",
             "pixel_mm": None if run.grid.ignore_spacing or not data.spacing_mm else data.spacing_mm,
-            "intensities": f"percentiles {data.percentiles[0]} and {data.percentiles[1]} of the volume map to 0 and 255",
+            "intensities": "percentiles {} and {} of the volume map to 0 and 255".format(*data.percentiles),
             "orientation": "rows towards the patient's back, columns towards the patient's left",
         },
         "outputs": ["probabilities"],

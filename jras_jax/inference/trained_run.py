@@ -31,6 +31,7 @@ from jras_jax.inference.segmenter import Segmenter, VolumePrediction
 from jras_jax.retrieval import gallery_files, retriever
 from jras_jax.retrieval.gallery import Gallery, as_one_patient, gallery_from_table, with_embeddings
 from jras_jax.retrieval.known import KnownPatients
+from jras_jax.run_folder import published
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 
@@ -204,6 +205,8 @@ class TrainedRun:
     def _own_gallery(self) -> RunGallery:
         own = self.folder.gallery
         how = f"jras gallery --workdir={self.folder} --split=train --output={own}"
+        if not own.is_dir() and published.is_published(self.folder):
+            raise UserError(f"{self.folder} was published without its gallery: name another one with --gallery=FOLDER")
         if not own.is_dir():
             raise UserError(f"{own} is missing: make it with {how}, or name another with --gallery=FOLDER")
         table, embeddings = gallery_files.read(own, how=how)
@@ -283,13 +286,13 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     """Opens a run folder.
 
     Args:
-      workdir: of a training run.
+      workdir: of a training run, or a published one: a folder, or 'hf:org/name' on the Hugging Face hub.
       overrides: `--config.a.b=value`; only what does not change the trained model (`config.changeable("open")`).
 
     Raises:
       UserError: there is no run, no finished checkpoint, a damaged one, or an override would change the model.
     """
-    folder = RunFolder(workdir)
+    folder = published.located(workdir)
     if not folder.path.is_dir():
         raise UserError(
             f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
@@ -299,13 +302,21 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    checkpoints = Checkpoints(folder)
     model = joint.build_model(config)
     shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
     shardings = mesh.parameter_shardings(shapes, device_mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    if published.is_published(folder):
+        step, variables = published.read(folder, target)
+    else:
+        step, variables = _best(config, folder, target)
+    return TrainedRun(config, folder, model, variables, step, device_mesh)
+
+
+def _best(config: Config, folder: RunFolder, target: joint.Variables) -> tuple[int, joint.Variables]:
+    """The step and the variables of the best checkpoint."""
     kept = "ema" if config.optim.ema_decay else "params"
     extra = {k: v for k, v in target.items() if k != "params"}
-    best, arrays = checkpoints.restore_best({"state": {kept: target["params"], "extra": extra}})
+    best, arrays = Checkpoints(folder).restore_best({"state": {kept: target["params"], "extra": extra}})
     restored = arrays["state"]
-    return TrainedRun(config, folder, model, {"params": restored[kept], **restored["extra"]}, best, device_mesh)
+    return best, {"params": restored[kept], **restored["extra"]}
