@@ -249,7 +249,7 @@ def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     variables = drawn(functools.partial(init_variables, model, config))
     table = random_table(sizes)
     segmenter = Segmenter(
-        model,
+        lambda: model,
         joint.Selection("top_k", 2, 0.1, "patient"),
         Grid(sizes.image, 1.4, "fit", (0.5, 99.5)),
         batch_size=sizes.patient,

@@ -20,6 +20,7 @@ from jras_jax.errors import UserError
 if TYPE_CHECKING:
     from jras_jax.data import CLASSES as CLASSES
     from jras_jax.data import STRUCTURES as STRUCTURES
+    from jras_jax.inference.pipeline import segment_files as segment_files
     from jras_jax.inference.scans import segment_file as segment_file
     from jras_jax.inference.scans import tasks as tasks
     from jras_jax.inference.segmenter import VolumePrediction as VolumePrediction
@@ -38,6 +39,7 @@ _HOMES = {
     "open_run": "inference.trained_run",
     "VolumePrediction": "inference.segmenter",
     "segment_file": "inference.scans",
+    "segment_files": "inference.pipeline",
     "tasks": "inference.scans",
 }
 __all__ = ["UserError", "__version__", *_HOMES]

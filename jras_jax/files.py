@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -100,7 +101,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
       FileError: the operating system refuses (no space, no permission, a folder in the way).
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name[-40:]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[-40:]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/stdout would be replaced by a file
             raise FileError(f"{path} cannot be written: it is a device or a pipe; choose the path of a file")

@@ -8,6 +8,7 @@ import subprocess
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jras_jax import mesh
@@ -212,7 +213,7 @@ def test_a_save_that_fails_keeps_all_before_and_the_next_one_is_tried(saved, mon
     target = {"commit": (checkpoints.files, "write_json"), "sign": (checkpoints.manifests, "sign")}
     kept = checkpoints.Checkpoints(RunFolder(saved))
     with monkeypatch.context() as patch:
-        patch.setattr(*target.get(where, (checkpoints.ocp.AsyncCheckpointer, "save")), full_disk)
+        patch.setattr(*target.get(where, (ocp.AsyncCheckpointer, "save")), full_disk)
         kept.save(4, arrays(scale=4), {}, 0.9)
         with pytest.raises(CheckpointError, match=r"step 4 could not be saved.*no space is left.*step 3 is intact"):
             kept.settle()

@@ -7,6 +7,7 @@ import pytest
 
 from jras_jax.commands import cli
 from jras_jax.data import finder, pairs
+from jras_jax.data.description import KNOWN
 from jras_jax.errors import UserError
 from tests.masks import LABELS, heart, save
 
@@ -89,6 +90,6 @@ def test_pairs_are_found_through_links_and_in_capitals(tmp_path, capsys):
     (tmp_path / "gallery").mkdir()
     os.symlink(tmp_path / "far", tmp_path / "gallery" / "linked")
     os.symlink("nowhere.nii.gz", tmp_path / "gallery" / "lost_gt.nii.gz")
-    (volume,) = pairs.read_pairs(tmp_path / "gallery", pairs.convention_labels("acdc"))
+    (volume,) = pairs.read_pairs(tmp_path / "gallery", KNOWN["acdc"].structure_values)
     assert volume.patient == "a"
     assert "lost_gt.nii.gz: passed over, it is a link" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 
 from jras_jax.commands import cli
 from jras_jax.data import geometry, nifti, pairs
+from jras_jax.data.description import KNOWN
 from jras_jax.errors import UserError
 from tests.masks import LABELS, heart
 
@@ -99,7 +100,7 @@ def test_a_mask_on_another_grid_than_its_image_is_refused(tmp_path, affine, word
         nifti.read_labels(mask, like=nifti.read_scan(image))
     assert str(mask) in str(error.value)
     with pytest.raises(UserError, match=words):
-        pairs.read_pairs(tmp_path, pairs.convention_labels("mnms"))
+        pairs.read_pairs(tmp_path, KNOWN["mnms"].structure_values)
 
 
 def test_a_mask_without_geometry_or_a_little_off_is_only_remarked_on(tmp_path):
@@ -123,7 +124,7 @@ def test_slices_along_another_axis_are_named(tmp_path, axis, known):
     for name in ("a.nii", "a_gt.nii"):
         write(tmp_path / name, np.ascontiguousarray(heart().transpose(order)), affine, unit=unit)
     with pytest.raises(UserError, match=rf"a\.nii: its slices seem to run along the {('first', 'second')[axis]} axis"):
-        pairs.read_pairs(tmp_path, pairs.convention_labels("mnms"))
+        pairs.read_pairs(tmp_path, KNOWN["mnms"].structure_values)
 
 
 def test_isotropic_and_thin_stacks_keep_their_third_axis():

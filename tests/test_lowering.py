@@ -62,7 +62,7 @@ class Program:
 
     def segmenter(self):
         made = Segmenter(
-            self.model,
+            lambda: self.model,
             joint.Selection.of(self.config.retrieval),
             Grid(SIDE, 1.4, "fit", (0.5, 99.5)),
             batch_size=BATCH,

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from jras_jax.data import STRUCTURES, pairs
+from jras_jax.data.description import KNOWN
 from jras_jax.errors import UserError
 
-ACDC = pairs.convention_labels("acdc")
-MNMS = pairs.convention_labels("mnms")
+ACDC = KNOWN["acdc"].structure_values
+MNMS = KNOWN["mnms"].structure_values
 
 
 def write(folder, name, mask, *, image=None, zooms=(1.5, 1.5, 8.0)):

@@ -63,7 +63,7 @@ def texts(folder):
 
 def test_no_patient_and_no_path_of_this_machine_leaves_by_default(bare, scored):
     files = {str(p.relative_to(bare)) for p in bare.rglob("*") if p.is_file()}
-    assert files == {"README.md", "config.json", "model.safetensors", "published.json", "splits.json"}
+    assert files == {"README.md", "config.json", "dataset.json", "model.safetensors", "published.json", "splits.json"}
     said, splits = texts(bare), json.loads((scored / "splits.json").read_text())
     for part in ("train", "validation", "test"):
         assert splits[part] and not any(patient in said for patient in splits[part])
@@ -136,8 +136,12 @@ def test_a_damaged_folder_is_refused(whole, tmp_path, damage):
         config = json.loads((folder / "config.json").read_text())
         config["retriever"]["dim"] = 64
         (folder / "config.json").write_text(json.dumps(config))
-    words = {"weights": "does not match its checksum", "missing": "is missing", "config": "of another model"}[damage]
-    with pytest.raises(UserError, match=f"{words}.*download it again"):
+    words = {
+        "weights": "does not match its checksum",
+        "missing": "is missing",
+        "config": "of another model or data set",
+    }[damage]
+    with pytest.raises(UserError, match=words):
         jras_jax.open_run(folder)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jras_jax.errors import UserError
-from jras_jax.retrieval import retriever
+from jras_jax.retrieval import gallery_files, retriever
 
 SMALL = {"image_size": 16, "hidden": 12, "dim": 8}
 
@@ -88,13 +88,13 @@ def test_the_fingerprint_changes_with_weights_and_with_what_shapes_embeddings(va
         "variant": "tiny", "image_size": 16, "pool": "grid", "hidden": 12, "dim": 8, "dropout": 0.3, "lora_rank": 0
     }  # fmt: skip
     params = jax.tree.map(np.asarray, variables["grid"]["params"])
-    name = retriever.fingerprint(params, settings)
-    assert len(name) == 64 and name == retriever.fingerprint(dict(reversed(params.items())), settings)
-    assert name == retriever.fingerprint(params, settings | {"dropout": 0.0})
-    assert name != retriever.fingerprint(params, settings | {"image_size": 24})
+    name = gallery_files.fingerprint(params, settings)
+    assert len(name) == 64 and name == gallery_files.fingerprint(dict(reversed(params.items())), settings)
+    assert name == gallery_files.fingerprint(params, settings | {"dropout": 0.0})
+    assert name != gallery_files.fingerprint(params, settings | {"image_size": 24})
     other = jax.tree.map(np.copy, params)
     other["project2"]["bias"][0] = np.nextafter(other["project2"]["bias"][0], np.float32(1))
-    assert name != retriever.fingerprint(other, settings)
+    assert name != gallery_files.fingerprint(other, settings)
 
 
 def test_settings_of_the_config_are_those_of_the_module(tiny):

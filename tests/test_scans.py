@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jras_jax.data import STRUCTURES
+from jras_jax.data.description import KNOWN
 from jras_jax.errors import UserError
 from jras_jax.inference.trained_run import open_run
 from tests.commands import predict
@@ -132,9 +133,7 @@ def test_labels_are_those_of_the_data_sets_own_convention(run, scan, tmp_path):
     acdc, _ = segment(run, source, tmp_path / "acdc")
     other = tmp_path / "run"
     shutil.copytree(run, other)
-    config = json.loads((other / "config.json").read_text())
-    config["dataset"]["name"] = "mnms"
-    (other / "config.json").write_text(json.dumps(config))
+    (other / "dataset.json").write_text(json.dumps(KNOWN["mnms"].to_json()))
     mnms, evidence = segment(other, source, tmp_path / "mnms")
     a, b = np.asarray(acdc.dataobj), np.asarray(mnms.dataobj)
     assert len(np.unique(a)) > 1

@@ -1,5 +1,6 @@
 """An exported model gives what this project gives, in a process that has only JAX, on every platform's program."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -94,12 +95,10 @@ MODELS = {
 def test_every_model_has_a_program_for_any_batch(opened, gallery, tiny, name, outside):
     changes = {"backbone__options": {}} if "backbone.name" in MODELS[name] else {}
     config = tiny.config(**changes, **{key.replace(".", "__"): value for key, value in MODELS[name].items()})
-    model = joint.build_model(config)
+    model = joint.build_model(config, opened.description)
     shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    import dataclasses
-
-    run = dataclasses.replace(opened, config=config, model=model, variables=variables)
+    run = dataclasses.replace(opened, config=config, variables=variables)
     with kernels.using("cpu"):  # which must not reach the program
         found = standalone.exported(standalone.program(run, gallery, takes_gallery=outside), config.retrieval.top_k)
     shape = found.out_avals[list(standalone_names(found)).index("probabilities")].shape

@@ -15,7 +15,8 @@ import rich.console
 import rich.progress
 import tensorflow_datasets as tfds
 
-from jras_jax.data import CLASSES, LABEL_CONVENTIONS, NUM_CLASSES, cavities, finder, geometry, remarks
+from jras_jax.data import DatasetDescription, cavities, finder, geometry, remarks
+from jras_jax.data.description import KNOWN
 from jras_jax.data.finder import one_of
 from jras_jax.data.nifti import Scan, read_labels, read_scan
 from jras_jax.errors import ScanError, UserError
@@ -71,7 +72,7 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     DESCRIPTION: str
     HOMEPAGE: str
     CITATION: str
-    LABELS: str  # key of LABEL_CONVENTIONS
+    LABELS: str  # key of description.KNOWN
 
     def __init__(self, *, file_format: Any = "array_record", **kwargs: Any):
         super().__init__(file_format=file_format, **kwargs)
@@ -126,16 +127,18 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         console = rich.console.Console(stderr=True)
         hidden = not sys.stderr.isatty()
         shown = rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden)
-        for case, found in read_cases(shown, self.LABELS, root):
+        for case, found in read_cases(shown, KNOWN[self.LABELS], root):
             yield f"{case.patient}_{case.phase}", found
 
 
-def read_cases(cases: Iterable[Case], labels: str, root: pathlib.Path) -> Iterator[tuple[Case, dict[str, Any]]]:
+def read_cases(
+    cases: Iterable[Case], description: DatasetDescription, root: pathlib.Path
+) -> Iterator[tuple[Case, dict[str, Any]]]:
     """Reads the cases of a split, each with its example; afterwards tells what is unusual about the files on stderr.
 
     Args:
       cases: of `Inventory`.
-      labels: the data set's key of LABEL_CONVENTIONS.
+      description: of the data set.
       root: the folder `source` is relative to.
 
     Raises:
@@ -145,7 +148,7 @@ def read_cases(cases: Iterable[Case], labels: str, root: pathlib.Path) -> Iterat
     # ED and ES of a 4-D file follow each other: the last file read serves both.
     image_of = functools.lru_cache(maxsize=1)(read_scan)
     mask_of = functools.lru_cache(maxsize=1)(
-        lambda mask, image: read_labels(mask, like=image_of(image), allowed=range(NUM_CLASSES))
+        lambda mask, image: read_labels(mask, like=image_of(image), allowed=sorted(description.values))
     )
     notes: list[str] = []
     rims = np.zeros((2, 2))
@@ -154,24 +157,28 @@ def read_cases(cases: Iterable[Case], labels: str, root: pathlib.Path) -> Iterat
         scan = image_of(case.image)
         geometry.require_slices_last(scan)
         mask = mask_of(case.mask, case.image)
-        found = example(case, scan, mask, LABEL_CONVENTIONS[labels], root)
-        own = cavities.rims(found["mask"])
-        _check_cavities(case, labels, cavities.exchanged(own), certain=True)
-        rims += own
+        found = example(case, scan, mask, description.values, root)
+        if description.enclosure is not None:
+            own = cavities.rims(found["mask"], description)
+            _check_cavities(case, description, cavities.exchanged(own), certain=True)
+            rims += own
         notes += [f"{s.path}: {remark}" for s in (scan, mask) for remark in s.remarks]
         yield case, found
     if case is not None:
-        _check_cavities(case, labels, cavities.exchanged(rims), certain=False)
+        _check_cavities(case, description, cavities.exchanged(rims), certain=False)
     remarks.tell(notes)
 
 
-def _check_cavities(case: Case, labels: str, shares: tuple[float, float] | None, *, certain: bool) -> None:
+def _check_cavities(
+    case: Case, description: DatasetDescription, shares: tuple[float, float] | None, *, certain: bool
+) -> None:
     """Refuses a mask whose LV and RV seem exchanged, if it leaves no doubt (`certain`); or all masks of a split."""
     if shares is None or (certain and not (shares[0] < 0.5 and shares[0] + 0.25 < shares[1])):
         return
-    names = [(name, int(value)) for name, value in zip(CLASSES, LABEL_CONVENTIONS[labels], strict=True) if value]
-    ours = ", ".join(f"{name} {value}" for name, value in sorted(names, key=lambda n: n[1]))
-    other = next(name for name in LABEL_CONVENTIONS if name != labels)
+    ours = ", ".join(
+        f"{name} {value}" for name, value in sorted(description.structure_values.items(), key=lambda n: n[1])
+    )
+    labels, other = ("mnms", "acdc") if description is KNOWN["mnms"] else ("acdc", "mnms")
     left, right = shares
     raise ScanError(
         case.mask,

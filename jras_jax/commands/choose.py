@@ -10,7 +10,7 @@ import argparse
 import jax
 
 from jras_jax.commands.dataset import data_of
-from jras_jax.commands.evaluate import add_workdir, trained_folder
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_choices, progress, say
 from jras_jax.evaluation.choose import choose
 from jras_jax.inference.trained_run import open_run

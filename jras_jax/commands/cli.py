@@ -134,6 +134,10 @@ def _run(command: str, argv: list[str]) -> int:
         # XLA's alarm about a slow compile would break into the progress line and has no switch but the level of all its
         # messages, which is read when JAX is imported. XLA's failures are raised as exceptions all the same.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if command in NEED_A_JOB:
+        # numpy's products are small here and run in threads beside the network: threads of their own would take the
+        # cores from it (measured: eight times the processor time). Read when numpy is imported.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module = importlib.import_module(f"jras_jax.commands.{command}")
     p = argparse.ArgumentParser(
         prog=f"jras {command}",

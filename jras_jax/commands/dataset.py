@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tfds_builders
 from jras_jax import files
 from jras_jax.config import Dataset
-from jras_jax.data import phantom
+from jras_jax.data import DatasetDescription, phantom
+from jras_jax.data.description import named
 from jras_jax.data.load import RunData, load
 from jras_jax.errors import UserError
 from jras_jax.hosts import first_host_first
-from jras_jax.inference.trained_run import TrainedRun
 from jras_jax.run_folder import published
+
+if TYPE_CHECKING:
+    from jras_jax.inference.trained_run import TrainedRun
+
+
+def describe(dataset: Dataset) -> DatasetDescription:
+    """The description of a config's data set, before it is built."""
+    return named(dataset.name)
 
 
 def load_data(dataset: Dataset, splits: dict[str, Any] | None = None) -> RunData:

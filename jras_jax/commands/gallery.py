@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from jras_jax.commands.dataset import data_of
-from jras_jax.commands.evaluate import add_workdir, trained_folder
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.data import pairs
 from jras_jax.data.slice_table import SliceTable, joined, without
@@ -73,7 +73,7 @@ def make(run: TrainedRun, args: argparse.Namespace, target: pathlib.Path) -> Run
     if remove:
         table = without(table, remove)
     if args.add:
-        table = joined(table, run.table_of(pairs.read_pairs(args.add, values)))
+        table = joined(table, run.table_of(pairs.read_pairs(args.add, values, run.description)))
     return run.make_gallery(table, target, embeddings=_embedded(run, table.images, known))
 
 
@@ -103,7 +103,7 @@ def _start(
         for warning in provenance.data_changes(run.folder.facts, data):
             say(f"note: {warning}")
         return run.table_of(data.part(args.split)), {}
-    return run.table_of(pairs.read_pairs(args.input, values)), {}
+    return run.table_of(pairs.read_pairs(args.input, values, run.description)), {}
 
 
 def _embedded(run: TrainedRun, images: np.ndarray, known: dict[bytes, np.ndarray]) -> np.ndarray:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 
-from jras_jax import files
-from jras_jax.commands.evaluate import add_workdir, trained_folder
+from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say, teller, warn
 from jras_jax.errors import UserError, printable
-from jras_jax.inference.scans import Note, Task, segment_file, tasks
+from jras_jax.inference.pipeline import segment_files
+from jras_jax.inference.scans import Note, Task, tasks
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 
 
@@ -62,20 +62,14 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
 
 
 def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None, note: Note) -> list[str]:
-    """Segments the scans one by one; returns the fault of each that cannot be segmented, with its name.
+    """Segments the scans; returns the fault of each that cannot be segmented, with its name.
 
     Raises:
-      UserError: the only scan cannot be segmented, or no further mask can be written (the disk is full).
+      UserError: see `segment_files`.
     """
-    segmenter = run.segmenter(gallery.arrays if gallery else None)
-    faults: list[str] = []
-    for number, task in enumerate(todo, 1):
-        say(f"[{number}/{len(todo)}] {printable(task.scan)} -> {printable(task.mask)}")
-        try:
-            segment_file(run, task, gallery, segmenter, note)
-        except UserError as e:
-            if len(todo) == 1 or files.concerns_every_file(e):
-                raise
-            name = printable(task.scan)
-            faults.append(str(e) if name in str(e) else f"{name}: {e}")
-    return faults
+
+    def tell(number: int, task: Task, fault: str) -> None:
+        end = "not segmented, see below" if fault else printable(task.mask)
+        say(f"[{number}/{len(todo)}] {printable(task.scan)} -> {end}")
+
+    return segment_files(run, todo, gallery, tell=tell, note=note)

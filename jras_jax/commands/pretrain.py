@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from jras_jax.commands.dataset import load_data
+from jras_jax.commands.dataset import describe, load_data
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.commands.train import (
     add_config_arguments,
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     enable_compilation_cache()
     lock.check_free(folder)
     say_changes(folder, check_folder(config, folder, with_changes=args.resume_with_changes))
-    check_model(config)
+    check_model(config, describe(config.dataset))
     data = load_data(config.dataset)
     with run_log.kept(folder):
         written = pretrain_retriever(config, folder, data, with_changes=args.resume_with_changes)

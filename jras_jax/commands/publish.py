@@ -59,12 +59,20 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
         )
     gallery = opened.open_gallery() if args.with_gallery else None
     contents = _contents(opened, licence, gallery, args.with_patients)
-    variables = published.host_variables(opened.variables)
+    variables = mesh.to_host(opened.variables)
     if jax.process_index() == 0:
         with files.filling(args.output) as folder:
             facts = {"name": opened.config.name, "step": opened.step, "license": licence}
             new = RunFolder(folder)
-            published.write(new, opened.config, variables, opened.splits, facts, with_patients=args.with_patients)
+            published.write(
+                new,
+                opened.config,
+                opened.description,
+                variables,
+                opened.splits,
+                facts,
+                with_patients=args.with_patients,
+            )
             if gallery is not None:
                 embeddings = mesh.to_host(gallery.arrays.embeddings)
                 gallery_files.save(new.gallery, gallery.table, np.asarray(embeddings), opened.fingerprint)

@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
-import rich.table
 
-from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.data.remarks import Teller
 
 
@@ -39,6 +35,8 @@ def progress(title: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     def shown(items: Iterable[Any]) -> Iterable[Any]:
         if jax.process_index() != 0:
             return items
+        import rich.progress
+
         return rich.progress.track(list(items), title, transient=True)
 
     return shown
@@ -58,6 +56,9 @@ def enable_compilation_cache() -> None:
 
 def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> None:
     """Dice per structure and phase, with and without retrieval."""
+    import rich.console
+    import rich.table
+
     enabled = summary["gallery"]["enabled"]
     table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} patients, 3-D per volume")
     table.add_column("structure")
@@ -66,9 +67,9 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
     if baseline:
         table.add_column("without", justify="right")
     number = lambda s, k: f"{s['by'][k]['dice']:.4f}" if k in s["by"] else "-"  # noqa: E731
-    for structure in STRUCTURES:
-        for phase in PHASES:
-            key = f"{structure}/{phase}"
+    for structure in summary["structures"]:
+        for phase in summary["phases"] or [""]:
+            key = f"{structure}/{phase}".rstrip("/")
             table.add_row(structure, phase, number(summary, key), *([number(baseline, key)] if baseline else []))
     table.add_section()
     mean = [f"{s['mean']['dice']:.4f}" for s in (summary, baseline) if s]
@@ -78,6 +79,9 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
 
 def print_choices(result: dict[str, Any]) -> None:
     """The options that `jras choose` measured."""
+    import rich.console
+    import rich.table
+
     unit = {"voxel": "voxels"}.get(result["unit"], result["unit"])
     table = rich.table.Table(title=f"Validation, {result['patients']} patients; gain over neither, 95% interval")
     for name in ("post-processing", "augmentation", "Dice", "gain", f"HD95, {unit}", "gain "):

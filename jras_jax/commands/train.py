@@ -14,10 +14,11 @@ import jax
 
 from jras_jax import config as configs
 from jras_jax import files, joint
-from jras_jax.commands.dataset import load_data
+from jras_jax.commands.dataset import describe, load_data
 from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.config import Config
+from jras_jax.data import DatasetDescription
 from jras_jax.errors import UserError
 from jras_jax.run_folder import lock, run_log, trackers
 from jras_jax.run_folder.layout import RunFolder
@@ -93,7 +94,7 @@ def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> p
     # All before the data set is built, which may take long.
     lock.check_free(folder)
     changes = joint_run.check_folder(config, folder, with_changes=with_changes)
-    check_model(config)
+    check_model(config, describe(config.dataset))
     say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
     data = load_data(config.dataset, splits)
@@ -108,10 +109,10 @@ def say_changes(folder: RunFolder, changes: dict[str, tuple[str, str]]) -> None:
         say(f"{folder} resumes with other settings: {listed}")
 
 
-def check_model(config: Config) -> None:
+def check_model(config: Config, description: DatasetDescription) -> None:
     """Raises UserError if the config describes no model or its weights are not there; computes nothing."""
     initial.check_sources(config)
-    model = joint.build_model(config)
+    model = joint.build_model(config, description)
     try:
         jax.eval_shape(lambda: joint.init_variables(model, config))
     except UserError:

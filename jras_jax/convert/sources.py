@@ -21,7 +21,6 @@ from jras_jax.errors import UserError
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-HUB = "hf:"  # before a name on the Hugging Face hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ def read(source: str) -> Source:
     Raises:
       UserError: the source does not exist, is pickled or of an unknown kind, or cannot be read.
     """
-    path = from_hub(source) if source.startswith(HUB) else pathlib.Path(source)
+    path = from_hub(source) if source.startswith("hf:") else pathlib.Path(source)
     if path.is_dir():
         return _read_folder(path)
     if path.suffix in PICKLED:
@@ -108,12 +107,12 @@ def from_hub(source: str) -> pathlib.Path:
     Raises:
       UserError: huggingface_hub is not installed, or the hub does not give it.
     """
-    name, _, revision = source.removeprefix(HUB).partition("@")
+    name, _, revision = source.removeprefix("hf:").partition("@")
     try:
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            f"{HUB}{name} needs the package huggingface_hub (pip install huggingface_hub); or download the folder "
+            f"hf:{name} needs the package huggingface_hub (pip install huggingface_hub); or download the folder "
             f"with config.json and {WEIGHTS} yourself and give its path"
         ) from error
     try:
@@ -123,8 +122,7 @@ def from_hub(source: str) -> pathlib.Path:
     except Exception as error:  # the hub's, the network's and the proxy's errors share no base class
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"{HUB}{name} could not be fetched ({type(error).__name__}: {reason}); offline, give the path of a local "
-            "copy"
+            f"hf:{name} could not be fetched ({type(error).__name__}: {reason}); offline, give the path of a local copy"
         ) from error
     return pathlib.Path(folder)
 

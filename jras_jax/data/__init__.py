@@ -4,6 +4,7 @@ volume -> nifti, pairs (read) -> prepared (ArrayRecord) -> load (volumes and spl
 batches, augment. `phantom` makes synthetic scans in the ACDC layout.
 """
 
+from jras_jax.data.description import DatasetDescription
 from jras_jax.data.volume import (
     CLASSES,
     LABEL_CONVENTIONS,
@@ -13,4 +14,4 @@ from jras_jax.data.volume import (
     Volume,
 )
 
-__all__ = ["CLASSES", "LABEL_CONVENTIONS", "NUM_CLASSES", "PHASES", "STRUCTURES", "Volume"]
+__all__ = ["CLASSES", "LABEL_CONVENTIONS", "NUM_CLASSES", "PHASES", "STRUCTURES", "DatasetDescription", "Volume"]

@@ -9,27 +9,29 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jras_jax.data.volume import STRUCTURES
+from jras_jax.data.description import CARDIAC, DatasetDescription
 
-_CAVITIES = ("LV", "RV")
 _MARGIN = 0.1  # shares that differ by less say nothing
 
 
-def rims(mask: np.ndarray) -> np.ndarray:
+def rims(mask: np.ndarray, description: DatasetDescription = CARDIAC) -> np.ndarray:
     """Counts how much of each cavity's rim borders on myocardium.
 
     Args:
       mask: (X, Y, Z) or (X, Y, Z, T) project labels, X and Y in the image plane.
+      description: says which structures are meant, by its `enclosure`.
 
     Returns:
       (2, 2) float64: for LV and RV the rim voxels beside myocardium, and all rim voxels.
     """
+    assert description.enclosure is not None
+    wall, *inner = description.labels_of(description.enclosure)
     padded = np.pad(mask, [(1, 1), (1, 1)] + [(0, 0)] * (mask.ndim - 2))
     around = [np.roll(padded, shift, axis) for axis in (0, 1) for shift in (1, -1)]
-    myocardium = np.any([a == STRUCTURES["MYO"] for a in around], axis=0)
+    myocardium = np.any([a == wall for a in around], axis=0)
     counts = np.zeros((2, 2))
-    for row, name in zip(counts, _CAVITIES, strict=True):
-        rim = (padded == STRUCTURES[name]) & np.any([a != padded for a in around], axis=0)
+    for row, label in zip(counts, inner, strict=True):
+        rim = (padded == label) & np.any([a != padded for a in around], axis=0)
         row[:] = (rim & myocardium).sum(), rim.sum()
     return counts
 
@@ -44,6 +46,8 @@ def exchanged(counts: np.ndarray) -> tuple[float, float] | None:
     return (left, right) if left + _MARGIN < right else None
 
 
-def seem_exchanged(masks: Iterable[np.ndarray]) -> tuple[float, float] | None:
+def seem_exchanged(
+    masks: Iterable[np.ndarray], description: DatasetDescription = CARDIAC
+) -> tuple[float, float] | None:
     """`exchanged` for masks in project labels."""
-    return exchanged(sum((rims(mask) for mask in masks), np.zeros((2, 2))))
+    return exchanged(sum((rims(mask, description) for mask in masks), np.zeros((2, 2))))

@@ -9,7 +9,8 @@ from typing import Any
 from absl import logging
 
 from jras_jax.config import Dataset
-from jras_jax.data import Volume, prepared
+from jras_jax.data import DatasetDescription, Volume, prepared
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.grid import Grid
 from jras_jax.data.splits import make_splits, pick
@@ -25,6 +26,7 @@ class RunData:
       splits: as of `make_splits`.
       grid: the model grid.
       scans: the folder that the volumes' `source` is relative to.
+      description: of the data set.
       fingerprint: {part: 32 hexadecimal digits} of what the volumes of 'train', 'validation' and 'test' hold.
       added: test patients that the data set has, but had not when the run was started; they are tested too.
     """
@@ -33,6 +35,7 @@ class RunData:
     splits: dict[str, Any]
     grid: Grid
     scans: str
+    description: DatasetDescription = CARDIAC
     fingerprint: dict[str, str] = dataclasses.field(default_factory=dict)
     added: tuple[str, ...] = ()
 
@@ -68,7 +71,8 @@ def load(
     Raises:
       UserError: no training patients, damaged records, or splits that name patients who are no longer there.
     """
-    volumes = {split: prepared.load_volumes(folder, split) for split in prepared.splits(folder)}
+    description = prepared.describe(folder, dataset.name)
+    volumes = {split: prepared.load_volumes(folder, split, description) for split in prepared.splits(folder)}
     if "train" not in volumes:
         raise UserError(f"{scans}: there are no training patients, so there is nothing to train on")
     added: list[str] = []
@@ -93,4 +97,4 @@ def load(
     fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
     if added:
         splits = splits | {"test": sorted([*splits["test"], *added])}
-    return RunData(volumes, splits, grid_of(dataset), scans, fingerprint, tuple(added))
+    return RunData(volumes, splits, grid_of(dataset), scans, description, fingerprint, tuple(added))

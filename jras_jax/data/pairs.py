@@ -14,9 +14,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from jras_jax.data import (
-    LABEL_CONVENTIONS,
-    PHASES,
-    STRUCTURES,
+    DatasetDescription,
     Volume,
     cavities,
     finder,
@@ -25,17 +23,12 @@ from jras_jax.data import (
     remarks,
     tables,
 )
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.finder import SUFFIXES, stem
 from jras_jax.errors import ScanError, UserError
 
-__all__ = ["SUFFIXES", "convention_labels", "parse_labels", "patient_of", "read_pairs", "stem"]
+__all__ = ["SUFFIXES", "parse_labels", "patient_of", "read_pairs", "stem"]
 _NAME = re.compile(r"^(?P<patient>.+?)(?:_sa)?(?:_(?:frame(?P<frame>\d+)|(?P<phase>ED|ES)))?$")
-
-
-def convention_labels(convention: str) -> dict[str, int]:
-    """{'RV': 1, ...}: the label values of a data set's own convention, 'acdc' or 'mnms'."""
-    values = LABEL_CONVENTIONS[convention]
-    return {name: values[label] for name, label in STRUCTURES.items()}
 
 
 def parse_labels(text: str, structures: Collection[str] = (), option: str = "--labels") -> dict[str, int]:
@@ -66,13 +59,16 @@ def parse_labels(text: str, structures: Collection[str] = (), option: str = "--l
     return labels
 
 
-def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Volume]:
+def read_pairs(
+    folder: str | pathlib.Path, labels: Mapping[str, int], description: DatasetDescription = CARDIAC
+) -> list[Volume]:
     """Reads every pair below a folder.
 
     Args:
       folder: 3-D pairs give one volume each, 4-D ones a volume for every frame whose mask is not empty. Scans without
         a mask are passed over. What is unusual or passed over for another reason is said on stderr.
       labels: structure -> its value in these masks.
+      description: of the data set whose structures these are.
 
     Returns:
       Volumes with masks in the project's labels, sorted by case.
@@ -87,7 +83,7 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
     masks = _masks(folder, notes)
     volumes: dict[str, Volume] = {}
     for mask in masks:
-        for volume in _read_pair(mask, labels, notes):
+        for volume in _read_pair(mask, labels, description, notes):
             if volume.case in volumes:
                 other = volumes[volume.case].source
                 raise UserError(f"{folder}: {other} and {volume.source} are both case {volume.case}; keep one of them")
@@ -95,16 +91,17 @@ def read_pairs(folder: str | pathlib.Path, labels: Mapping[str, int]) -> list[Vo
     if not volumes:
         raise UserError(f"{folder}: the mask of every pair is empty, so there is nothing to retrieve")
     found = [volumes[case] for case in sorted(volumes)]
-    _check_cavities(folder, found, labels)
-    odd = [v for v in found if v.mask is not None and cavities.seem_exchanged([v.mask])]
-    notes += [f"{v.source}: LV and RV seem exchanged in its mask ({v.case}), unlike in the others" for v in odd]
+    if description.enclosure is not None:
+        _check_cavities(folder, found, labels)
+        odd = [v for v in found if v.mask is not None and cavities.seem_exchanged([v.mask], description)]
+        notes += [f"{v.source}: LV and RV seem exchanged in its mask ({v.case}), unlike in the others" for v in odd]
     remarks.tell(notes)
     return found
 
 
 def _check_cavities(folder: pathlib.Path, volumes: list[Volume], labels: Mapping[str, int]) -> None:
     """Raises UserError if LV and RV seem exchanged."""
-    shares = cavities.seem_exchanged(v.mask for v in volumes if v.mask is not None)
+    shares = cavities.seem_exchanged((v.mask for v in volumes if v.mask is not None), volumes[0].description)
     if shares is not None:
         left, right = shares
         other = f"LV:{labels['RV']},MYO:{labels['MYO']},RV:{labels['LV']}"
@@ -141,7 +138,9 @@ def is_mask(path: pathlib.Path) -> bool:
     return stem(path).lower().endswith("_gt")
 
 
-def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int], notes: list[str]) -> list[Volume]:
+def _read_pair(
+    mask_path: pathlib.Path, labels: Mapping[str, int], description: DatasetDescription, notes: list[str]
+) -> list[Volume]:
     """The labelled volumes of one pair."""
     name = stem(mask_path)[: -len("_gt")]
     if not finder.files_of(mask_path.parent, name):
@@ -150,7 +149,7 @@ def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int], notes: list[s
     geometry.require_slices_last(scan)
     mask = nifti.read_labels(mask_path, like=scan)
     notes += [f"{s.path}: {remark}" for s in (scan, mask) for remark in s.remarks]
-    array = _project_labels(mask, labels)
+    array = _project_labels(mask, labels, description.structures)
     match = _NAME.match(name)
     assert match is not None
     info = _info(mask_path.parent / "Info.cfg")
@@ -158,7 +157,7 @@ def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int], notes: list[s
     kept = np.flatnonzero(masks.any((0, 1, 2)))
     # ACDC counts frames from 1. A pair of 3-D files is one frame of its cine, a 4-D one holds the cine itself.
     first = max(int(match["frame"]) - 1, 0) if match["frame"] else 0
-    phases = {int(info[p]) - 1: p for p in PHASES if info.get(p, "").isdecimal()}
+    phases = {int(info[p]) - 1: p for p in description.phases if info.get(p, "").isdecimal()}
     return [
         Volume(
             image=np.ascontiguousarray(images[..., t], np.float32),
@@ -171,22 +170,24 @@ def _read_pair(mask_path: pathlib.Path, labels: Mapping[str, int], notes: list[s
             group=info.get("Group", ""),
             frame=first + int(t),
             source=str(scan.path),
+            description=description,
         )
         for t in kept
     ]
 
 
-def _project_labels(mask: nifti.Scan, labels: Mapping[str, int]) -> np.ndarray:
+def _project_labels(mask: nifti.Scan, labels: Mapping[str, int], structures: Mapping[str, int]) -> np.ndarray:
     """A mask's own values -> the project's labels."""
     lookup = np.zeros(256, np.uint8)
     for name, value in labels.items():
-        lookup[value] = STRUCTURES[name]
+        lookup[value] = structures[name]
     foreign = sorted(set(np.unique(mask.array).tolist()) - {0, *labels.values()})
     if foreign:
         own = ",".join(f"{name}:{value}" for name, value in labels.items())
+        wanted = ",".join(f"{name}:VALUE" for name in sorted(labels))
         raise UserError(
             f"{mask.path}: holds the labels {foreign}, but {own} and 0 for the background are expected; say what the "
-            "values mean with --labels=LV:VALUE,MYO:VALUE,RV:VALUE"
+            f"values mean with --labels={wanted}"
         )
     return lookup[mask.array]
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jras_jax.data import Volume
+from jras_jax.data import DatasetDescription, Volume
+from jras_jax.data.description import CARDIAC, KNOWN, read_description
 from jras_jax.errors import UserError
+
+DESCRIPTION = "dataset.json"  # beside the records of a data set that describes itself
 
 
 def splits(dataset_dir: str | os.PathLike[str]) -> dict[str, int]:
@@ -21,12 +24,26 @@ def splits(dataset_dir: str | os.PathLike[str]) -> dict[str, int]:
     return {name: info.num_examples for name, info in _builder(dataset_dir).info.splits.items()}
 
 
-def load_volumes(dataset_dir: str | os.PathLike[str], split: str) -> list[Volume]:
+def describe(dataset_dir: str | os.PathLike[str], dataset: str) -> DatasetDescription:
+    """The description of a prepared data set: that of `config.dataset.name` if the project knows it, or its own.
+
+    Raises:
+      UserError: it has none, or a damaged one.
+    """
+    if dataset in KNOWN:
+        return KNOWN[dataset]
+    return read_description(pathlib.Path(dataset_dir) / DESCRIPTION, "delete the folder, and it will be built again")
+
+
+def load_volumes(
+    dataset_dir: str | os.PathLike[str], split: str, description: DatasetDescription = CARDIAC
+) -> list[Volume]:
     """All volumes of a split, in the order of patient and phase.
 
     Args:
       dataset_dir: folder of the prepared data set, as `tfds_builders.build` returns it.
       split: as `splits` names it.
+      description: of the data set, for the volumes.
 
     Raises:
       UserError: there is no such data set or split, or its records are damaged.
@@ -36,7 +53,7 @@ def load_volumes(dataset_dir: str | os.PathLike[str], split: str) -> list[Volume
         raise UserError(f"{dataset_dir}: has no split {split!r}, it has {', '.join(builder.info.splits)}")
     try:
         source = builder.as_data_source(split)
-        volumes = [_volume(source[i]) for i in range(len(source))]
+        volumes = [_volume(source[i], description) for i in range(len(source))]
     except Exception as e:  # whatever a damaged record raises, in ArrayRecord, protobuf, zlib or numpy
         raise _damaged(dataset_dir, e) from e
     return sorted(volumes, key=lambda v: (v.patient, v.phase))
@@ -57,7 +74,7 @@ def _damaged(dataset_dir: str | os.PathLike[str], error: Exception) -> UserError
     return UserError(f"{dataset_dir}: cannot be read ({error}); delete the folder, and it will be built again")
 
 
-def _volume(example: dict[str, Any]) -> Volume:
+def _volume(example: dict[str, Any], description: DatasetDescription) -> Volume:
     text = {key: example[key].decode() for key in ("patient", "phase", "group", "vendor", "centre", "source")}
     return Volume(
         image=np.asarray(example["image"], np.float32),
@@ -66,5 +83,6 @@ def _volume(example: dict[str, Any]) -> Volume:
         spacing=np.asarray(example["spacing"], np.float32),
         spacing_known=bool(example["spacing_known"]),
         frame=int(example["frame"]),
+        description=description,
         **text,
     )

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jras_jax.data import PHASES, STRUCTURES, Volume
+from jras_jax.data import Volume
+from jras_jax.data.description import CARDIAC, DatasetDescription
 from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.errors import UserError
 
@@ -20,11 +21,14 @@ from jras_jax.errors import UserError
 ROWS = ("images", "masks", "case", "patient", "phase", "slice_index", "position", "vendor", "neighbours")
 
 
-def base_first(mask: np.ndarray | None) -> bool:
-    """Whether slice 0 is at the heart's base: the apex end of the labelled range has the smaller left ventricle."""
-    if mask is None:
+def base_first(mask: np.ndarray | None, description: DatasetDescription = CARDIAC) -> bool:
+    """Whether slice 0 is at the heart's base: the apex end of the labelled range has the smaller left ventricle.
+
+    Of a data set without a frame (`description.frame_structures`), slice 0 counts as the first.
+    """
+    if mask is None or not description.frame_structures:
         return True
-    area = np.isin(mask, (STRUCTURES["MYO"], STRUCTURES["LV"])).sum((0, 1)).astype(float)
+    area = np.isin(mask, description.labels_of(description.frame_structures)).sum((0, 1)).astype(float)
     labelled = np.flatnonzero(area)
     if len(labelled) < 2:
         return True
@@ -40,7 +44,7 @@ class SliceTable:
       images, masks: (N, S, S) uint8; masks in the project's labels.
       case: (N,) int32, index into `cases`.
       patient: (N,) int32, index into `patients`.
-      phase: (N,) int32, index into PHASES, -1 unknown.
+      phase: (N,) int32, index into the phases of the volumes' description, -1 unknown.
       slice_index: (N,) int32, z of the native volume.
       position: (N,) float32, 0 base to 1 apex, by slice number.
       vendor: (N,) int32, index into `vendors`.
@@ -96,14 +100,17 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
         rows = start + np.arange(n)
         before = np.where(np.diff(kept, prepend=kept[0] - 2) == 1, rows - 1, -1)
         after = np.where(np.diff(kept, append=kept[-1] + 2) == 1, rows + 1, -1)
+        phases = volume.description.phases
         constant = functools.partial(np.full, n, dtype=np.int32)
         parts["images"].append(images[kept])
         parts["masks"].append(masks[kept])
         parts["case"].append(constant(number))
         parts["patient"].append(constant(patient_of[volume.patient]))
-        parts["phase"].append(constant(PHASES.index(volume.phase) if volume.phase in PHASES else -1))
+        parts["phase"].append(constant(phases.index(volume.phase) if volume.phase in phases else -1))
         parts["slice_index"].append(kept.astype(np.int32))
-        parts["position"].append((position if base_first(volume.mask) else 1 - position).astype(np.float32))
+        parts["position"].append(
+            (position if base_first(volume.mask, volume.description) else 1 - position).astype(np.float32)
+        )
         parts["vendor"].append(constant(vendors.index(volume.vendor)))
         parts["neighbours"].append(np.stack([before, after], -1).astype(np.int32))
         start += n

@@ -6,16 +6,16 @@ import dataclasses
 
 import numpy as np
 
-CLASSES = ("background", "RV", "MYO", "LV")
-NUM_CLASSES = len(CLASSES)
-STRUCTURES = {"RV": 1, "MYO": 2, "LV": 3}
-PHASES = ("ED", "ES")
+from jras_jax.data.description import CARDIAC, KNOWN, DatasetDescription
 
-# A data set's own label value for each of our classes (index = our label).
-LABEL_CONVENTIONS = {
-    "acdc": (0, 1, 2, 3),  # Bernard et al., IEEE TMI 2018: 1 RV, 2 myocardium, 3 LV
-    "mnms": (0, 3, 2, 1),  # Campello et al., IEEE TMI 2021: 1 LV, 2 myocardium, 3 RV
-}
+# Those of cardiac MRI. What serves any data set asks the volume's or the run's description instead.
+CLASSES = CARDIAC.classes
+NUM_CLASSES = CARDIAC.num_classes
+STRUCTURES = CARDIAC.structures
+PHASES = CARDIAC.phases
+
+# A challenge's own label value for each of our classes (index = our label).
+LABEL_CONVENTIONS = {name: KNOWN[name].values for name in ("acdc", "mnms")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Volume:
 
     Attributes:
       image: (X, Y, Z) float32, the scanner's intensities, axes as nibabel gives them; Z runs through the slices.
-      mask: (X, Y, Z) uint8 in the project's labels (0 background, 1 RV, 2 MYO, 3 LV); None where there is none.
+      mask: (X, Y, Z) uint8 class numbers of `description`; None where there is none.
       affine: (4, 4) float64, voxel to world, RAS+ mm.
       spacing: (3,) float32, mm; where `spacing_known` is False, ones (voxels).
       spacing_known: whether the header gave a unit or a zoom other than 1.
@@ -34,6 +34,7 @@ class Volume:
       vendor, centre: scanner vendor and hospital ("" where unknown).
       frame: index of the time frame in the source file, from 0.
       source: the file it was read from.
+      description: of the data set, which says what the mask's labels mean.
     """
 
     image: np.ndarray
@@ -48,6 +49,7 @@ class Volume:
     centre: str = ""
     frame: int = 0
     source: str = ""
+    description: DatasetDescription = CARDIAC
 
     @property
     def case(self) -> str:

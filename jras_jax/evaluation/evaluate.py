@@ -70,7 +70,7 @@ def evaluate(
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
     scores = _Scores()
-    retrieved = evaluator.RetrievedMasks(table, controls=True) if table is not None else None
+    retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
     evidence = EvidenceWriter(config.eval.evidence_cases, table)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
@@ -112,7 +112,8 @@ def _write(run: TrainedRun, scores: _Scores, evidence: EvidenceWriter, summary: 
         new = dataclasses.replace(place, path=folder)
         evidence.write(new.evidence)
         metrics.write_cases_csv(new.cases, scores.cases)
-        metrics.write_cases_csv(new.positions, scores.positions, POSITION_COLUMNS)
+        if scores.positions:
+            metrics.write_cases_csv(new.positions, scores.positions, POSITION_COLUMNS)
         files.write_json(new.summary, summary)
     # What the same evaluation left before and does not belong to these scores.
     stale = [file for file in place.evidence.glob("*.npz") if file.stem not in evidence.names]
@@ -167,7 +168,7 @@ class _Scores:
         rows = evaluator.case_rows(volume, prediction)
         self.cases += rows
         self.positions += evaluator.position_rows(volume, prediction)
-        self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels))
+        self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels, volume.description.structures))
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
@@ -217,6 +218,9 @@ def _summary(
         }
     return metrics.aggregate(scores.cases) | {
         "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
+        "dataset": run.description.name,
+        "structures": list(run.description.structures),
+        "phases": list(run.description.phases),
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
@@ -224,7 +228,7 @@ def _summary(
         "gallery": guided_by,
         "retrieval": retrieved.summary() if retrieved is not None else {},
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
-        "clinical": clinical.clinical_summary(scores.cases),
+        "clinical": clinical.clinical_summary(scores.cases) if run.description.indices else {},
         "uncertainty": scores.uncertainty(),
         "checkpoint_step": run.step,
         "name": config.name,

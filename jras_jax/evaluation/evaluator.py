@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jras_jax.data import STRUCTURES, Volume
+from jras_jax.data import Volume
 from jras_jax.data.dice import structure_counts
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.evaluation import metrics
@@ -47,7 +47,7 @@ def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, An
     """One row per structure of a scored volume, as `cases.csv` has them."""
     assert volume.mask is not None
     spacing = volume.spacing if volume.spacing_known else None
-    scores = metrics.score_structures(volume.mask, prediction.labels, spacing, STRUCTURES)
+    scores = metrics.score_structures(volume.mask, prediction.labels, spacing, volume.description.structures)
     agreement = prediction.slices.agreement
     known = np.isfinite(agreement)
     shared = {
@@ -68,7 +68,9 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
     """One row per third of the heart and structure of a scored volume, as `positions.csv` has them."""
     assert volume.mask is not None
     shared = {"patient": volume.patient, "phase": volume.phase}
-    return [shared | row for row in metrics.position_scores(volume.mask, prediction.labels)]
+    own = volume.description
+    rows = metrics.position_scores(volume.mask, prediction.labels, own.structures, own)
+    return [shared | row for row in rows]
 
 
 def validate(
@@ -87,11 +89,12 @@ def validate(
     retrieved = RetrievedMasks(table) if table is not None else None
     for volume, prediction in predictions(segmenter, volumes, table):
         assert volume.mask is not None
-        scores.append({name: c.dice for name, c in structure_counts(volume.mask, prediction.labels).items()})
+        counts = structure_counts(volume.mask, prediction.labels, volume.description.structures)
+        scores.append({name: c.dice for name, c in counts.items()})
         if retrieved is not None:
             retrieved.add(prediction)
         seen(volume, prediction)
-    values = {f"val/dice_{name}": float(np.mean([s[name] for s in scores])) for name in STRUCTURES}
+    values = {f"val/dice_{name}": float(np.mean([s[name] for s in scores])) for name in scores[0]}
     values["val/dice"] = float(np.mean(list(values.values())))
     if retrieved is not None:
         values |= {f"val/{k}": v for k, v in retrieved.summary().items()}
@@ -104,12 +107,12 @@ class RetrievedMasks:
 
     Args:
       table: the gallery's slices.
-      controls: whether to measure random rows, pixel similarity and the oracle too (slower).
+      controls: the number of classes, to measure random rows, pixel similarity and the oracle too (slower); 0 does not.
     """
 
-    def __init__(self, table: SliceTable, *, controls: bool = False):
+    def __init__(self, table: SliceTable, *, controls: int = 0):
         self._table = table
-        self._controls = measures.Controls(table.masks, table.images) if controls else None
+        self._controls = measures.Controls(table.masks, table.images, controls) if controls else None
         self._first: list[np.ndarray] = []
         self._mixed: list[np.ndarray] = []
         self._indices: list[np.ndarray] = []

@@ -26,7 +26,8 @@ import numpy as np
 from scipy import ndimage
 
 from jras_jax import files
-from jras_jax.data import STRUCTURES
+from jras_jax.data import STRUCTURES, DatasetDescription
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.dice import count, structure_counts
 from jras_jax.data.slice_table import base_first
 from jras_jax.errors import UserError
@@ -134,7 +135,7 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def slice_positions(reference: np.ndarray) -> np.ndarray:
+def slice_positions(reference: np.ndarray, description: DatasetDescription = CARDIAC) -> np.ndarray:
     """Names the third of the heart that each slice lies in.
 
     The rule: the slices from the first to the last that the reference labels (any structure; unlabelled ones between
@@ -143,7 +144,8 @@ def slice_positions(reference: np.ndarray) -> np.ndarray:
     is the end with the larger left ventricle (`slice_table.base_first`).
 
     Args:
-      reference: (X, Y, Z) in the project's labels.
+      reference: (X, Y, Z) in the labels of `description`.
+      description: of the data set.
 
     Returns:
       (Z,) of str: 'base', 'mid', 'apex', or '' outside the labelled range.
@@ -154,12 +156,15 @@ def slice_positions(reference: np.ndarray) -> np.ndarray:
         first, last = labelled[0], labelled[-1]
         n = last - first + 1
         thirds = np.array(POSITIONS)[(3 * (np.arange(n) + 0.5) / n).astype(int)]
-        names[first : last + 1] = thirds if base_first(reference) else thirds[::-1]
+        names[first : last + 1] = thirds if base_first(reference, description) else thirds[::-1]
     return names
 
 
 def position_scores(
-    reference: np.ndarray, prediction: np.ndarray, structures: Mapping[str, int] = STRUCTURES
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    structures: Mapping[str, int] = STRUCTURES,
+    description: DatasetDescription = CARDIAC,
 ) -> list[dict[str, Any]]:
     """Dice of every structure in the basal, middle and apical third of a volume (see `slice_positions`).
 
@@ -167,14 +172,17 @@ def position_scores(
     the labelled range lies in no third; the volume's own Dice counts it.
 
     Args:
-      reference, prediction: (X, Y, Z) integer labels; the reference in the project's labels.
-      structures: name -> label.
+      reference, prediction: (X, Y, Z) integer labels; the reference in those of `description`.
+      structures: name -> label, those to score.
+      description: of the data set.
 
     Returns:
       Rows with the keys position, structure, dice, jaccard, voxels, reference_voxels, empty; thirds that hold no
-      slice have none.
+      slice have none, nor has a data set that is not of the heart (without `frame_structures`).
     """
-    names = slice_positions(reference)
+    if not description.frame_structures:
+        return []
+    names = slice_positions(reference, description)
     rows = []
     for position in POSITIONS:
         chosen = names == position

@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import ndimage
 
-from jras_jax.data import STRUCTURES
 from jras_jax.inference.segmenter import VolumePrediction
 
 
-def largest_component(labels: np.ndarray, structures: Iterable[int] = STRUCTURES.values()) -> np.ndarray:
+def largest_component(labels: np.ndarray, structures: Iterable[int] | None = None) -> np.ndarray:
     """Keeps the largest connected component of each structure; the rest of it becomes background.
 
     Voxels are connected through faces, edges and corners: slices are thick, and between two of them the thin
@@ -21,14 +19,16 @@ def largest_component(labels: np.ndarray, structures: Iterable[int] = STRUCTURES
 
     Args:
       labels: (X, Y, Z) integer labels; not changed.
-      structures: the labels to clean; other labels stay as they are.
+      structures: the labels to clean, other labels stay as they are; None: every label but 0.
 
     Returns:
       A new array like `labels`.
     """
+    from scipy import ndimage  # slow to import, and off by default
+
     out = labels.copy()
     every_neighbour = np.ones((3,) * labels.ndim, bool)
-    for label in structures:
+    for label in np.unique(labels[labels > 0]) if structures is None else structures:
         mask = labels == label
         components, count = ndimage.label(mask, every_neighbour)
         if count > 1:
@@ -41,4 +41,4 @@ def postprocessed(prediction: VolumePrediction, rule: str) -> VolumePrediction:
     """A prediction under config.eval.postprocess: 'none' | 'largest_component' of each structure."""
     if rule == "none":
         return prediction
-    return dataclasses.replace(prediction, labels=largest_component(prediction.labels, STRUCTURES.values()))
+    return dataclasses.replace(prediction, labels=largest_component(prediction.labels))

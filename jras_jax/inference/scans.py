@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import LABEL_CONVENTIONS, STRUCTURES, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
 from jras_jax.errors import UserError, printable
-from jras_jax.inference.segmenter import Segmenter, VolumePrediction
-from jras_jax.inference.trained_run import RunGallery, TrainedRun
+from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
+from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
 from jras_jax.retrieval.known import Match
 
 _COUNTING = "slice and frame are indices from 0; the report and the messages count slices from 1"
@@ -89,19 +89,47 @@ def segment_file(
     Raises:
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
+    opened = open_scan(run, task, gallery)
+    for remark in opened.remarks:
+        note(remark)
+    segmenter = opened.ready.segmenter(segmenter or run.segmenter(gallery.arrays if gallery else None))
+    predicted = [
+        segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
+        for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
+    ]
+    return write_results(run, opened, predicted, gallery)
+
+
+class OpenedScan(NamedTuple):
+    """A scan that was read and is ready for the network; `remarks` are lines for the user."""
+
+    task: Task
+    scan: nifti.Scan
+    ready: Prepared
+    remarks: list[str]
+
+
+def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None) -> OpenedScan:
+    """Reads a scan and prepares it; raises as `segment_file` does."""
     scan = nifti.read_scan(task.scan)
-    for remark in unusual(run, scan):
-        note(f"{printable(scan.path)}: {remark}")
-    predictions = run.segment_volumes(frames(scan), gallery, segmenter)
-    match = None
-    if gallery is not None:
-        match = gallery.known.find(pairs.stem(task.scan), [p.images for p in predictions])
-        _tell(run, task.scan, gallery, match, note)
-    values = np.array(LABEL_CONVENTIONS[run.config.dataset.convention], np.uint8)
+    remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
+    ready = run.prepare(frames(scan, run.description), gallery)
+    if gallery is not None and ready.match is not None and ready.match.patients:
+        remarks.append(_recognised(run, task.scan, gallery, ready.match))
+    return OpenedScan(task, scan, ready, remarks)
+
+
+def write_results(
+    run: TrainedRun, opened: OpenedScan, predicted: list[SlicePredictions], gallery: RunGallery | None
+) -> list[VolumePrediction]:
+    """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
+    task, scan = opened.task, opened.scan
+    predictions = run.finish(opened.ready, predicted)
+    values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
     nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
     try:
-        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, match))
+        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, opened.ready.match))
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             task.mask.unlink()
@@ -125,8 +153,8 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     return remarks
 
 
-def frames(scan: nifti.Scan) -> list[Volume]:
-    """Each frame of a scan as a volume to segment."""
+def frames(scan: nifti.Scan, description: DatasetDescription) -> list[Volume]:
+    """Each frame of a scan as a volume to segment, for a run of the data set described."""
     array = scan.array if scan.array.ndim == 4 else scan.array[..., None]
     name = pairs.stem(pathlib.Path(scan.path))
     return [
@@ -139,22 +167,21 @@ def frames(scan: nifti.Scan) -> list[Volume]:
             patient=name,
             frame=t,
             source=str(scan.path),
+            description=description,
         )
         for t in range(array.shape[-1])
     ]
 
 
-def _tell(run: TrainedRun, scan: pathlib.Path, gallery: RunGallery, match: Match, note: Note) -> None:
+def _recognised(run: TrainedRun, scan: pathlib.Path, gallery: RunGallery, match: Match) -> str:
     """Says whose slices the leak rule leaves out, and how the patient was recognised."""
-    if not match.patients:
-        return
     who = " and ".join(f"{gallery.table.patients[n]} (by its {how})" for n, how in match.patients.items())
     rule = run.config.retrieval.exclude
     count, total = gallery.known.slices_of(match), len(gallery.table)
     done = f"{count} of {total} gallery slices are left out"
     if rule != "patient":
         done = f"its slices may guide it, because config.retrieval.exclude={rule}"
-    note(f"{printable(scan)}: is a scan of the gallery's {printable(who)}; {done}")
+    return f"{printable(scan)}: is a scan of the gallery's {printable(who)}; {done}"
 
 
 def _evidence(
@@ -165,12 +192,11 @@ def _evidence(
     match: Match | None,
 ) -> dict[str, Any]:
     """The content of the JSON beside a mask."""
-    convention = LABEL_CONVENTIONS[run.config.dataset.convention]
     out: dict[str, Any] = {
         "input": scan.path.name,  # no more of its path: folders are often named after patients
         "run": str(run.folder),
         "checkpoint_step": run.step,
-        "labels": {name: convention[label] for name, label in STRUCTURES.items()},
+        "labels": run.description.structure_values,
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
         "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),

@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jras_jax import joint, mesh
-from jras_jax.data import NUM_CLASSES, Volume
+from jras_jax import mesh
+from jras_jax.data import Volume
 from jras_jax.data.dice import dice
 from jras_jax.data.grid import Grid, GridMap, VolumeSlices, volume_slices
 from jras_jax.errors import UserError
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
+from jras_jax.retrieval.selection import Selection
+
+if TYPE_CHECKING:
+    from jras_jax import joint
 
 
 class SlicePredictions(NamedTuple):
@@ -36,6 +41,18 @@ class SlicePredictions(NamedTuple):
     weights: np.ndarray
     similarity: np.ndarray
     agreement: np.ndarray
+
+
+class Started(NamedTuple):
+    """A batch on the devices: how many of its slices count, and the program's outputs, perhaps not computed yet."""
+
+    number: int
+    outputs: tuple[jax.Array, ...]
+
+
+def fetched(started: Started) -> SlicePredictions:
+    """Waits for a batch and brings it to the host, without the slices that filled it up."""
+    return SlicePredictions(*(np.asarray(x)[: started.number] for x in started.outputs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +90,7 @@ class Segmenter:
     so that one segmenter serves every validation of a run.
 
     Args:
-      model: of `joint.build_model`.
+      model: gives the model of `joint.build_model`; called when the program is traced.
       selection: how guides are chosen; None for the baseline.
       grid: the model grid.
       batch_size: slices per call; the last call is padded, so that one shape is compiled.
@@ -82,15 +99,18 @@ class Segmenter:
       seed: for strategies that draw.
 
     Attributes:
-      program: the jitted forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      program: the forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      angles: of the rotations that are averaged, in degrees; () without test-time augmentation.
+      draws: whether guides are drawn, so that slices of several volumes must not share a batch.
+      reads_truth: whether guides are chosen by the true masks.
     """
 
     ROTATIONS = (-10.0, 10.0)  # degrees, beside the slice as it is
 
     def __init__(
         self,
-        model: joint.JointModel,
-        selection: joint.Selection | None,
+        model: Callable[[], joint.JointModel],
+        selection: Selection | None,
         grid: Grid,
         *,
         batch_size: int,
@@ -103,13 +123,13 @@ class Segmenter:
         self.gallery: Gallery | None = None
         data = device_mesh.shape["data"]
         self.batch_size = -(-batch_size // data) * data
-        self._key = jax.random.key(seed)
+        self._seed = seed
         # A strategy that draws to explore in training takes the best here; 'random' is the control, which draws.
-        self._draws = selection is not None and selection.strategy == "random"
-        self._oracle = selection is not None and selection.strategy == "oracle"
-        angles = self.ROTATIONS if tta else ()
-        bound = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=angles)
-        self.program = jax.jit(bound, out_shardings=mesh.replicated(device_mesh))
+        self.draws = selection is not None and selection.strategy == "random"
+        self.reads_truth = selection is not None and selection.strategy == "oracle"
+        self.angles = self.ROTATIONS if tta else ()
+        bound = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
+        self.program: Any = jax.jit(bound, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
         """This segmenter with variables (on the mesh) and a gallery embedded by them; None for the baseline."""
@@ -117,10 +137,16 @@ class Segmenter:
         ready.variables, ready.gallery = variables, gallery
         return ready
 
+    def guided_by(self, gallery: Gallery) -> Segmenter:
+        """This segmenter with another gallery."""
+        other = copy.copy(self)
+        other.gallery = gallery
+        return other
+
     def slices(
         self,
         images: np.ndarray,
-        patient: int = -1,
+        patient: int | np.ndarray = -1,
         rows: np.ndarray | None = None,
         truth: np.ndarray | None = None,
     ) -> SlicePredictions:
@@ -128,7 +154,8 @@ class Segmenter:
 
         Args:
           images: the slices on the model grid.
-          patient: the gallery's number of their patient, so that the leak rule can act; -1 if not in the gallery.
+          patient: the gallery's number of their patient, so that the leak rule can act; -1 if not in the gallery. (n,)
+            if they are of several patients.
           rows: (n,) the gallery rows that are these very slices; -1 or None if not in the gallery.
           truth: (n, S, S) true labels, which only the strategy 'oracle' reads.
 
@@ -136,20 +163,37 @@ class Segmenter:
           UserError: the strategy is 'oracle' and there is no truth.
         """
         n, size = len(images), self.batch_size
-        rows = np.full(n, -1, np.int32) if rows is None else rows.astype(np.int32)
-        if self._oracle and truth is None:
-            raise UserError("config.retrieval.strategy='oracle' needs true masks: it is for labelled data only")
-        put = functools.partial(mesh.put_whole, self.mesh)
-        whose = put(np.full(size, patient, np.int32))
-        parts = []
-        for start in range(0, n, size):
-            at = slice(start, start + size)
-            key = jax.random.fold_in(self._key, start) if self._draws else None
-            true = put(_filled(truth[at], size)) if self._oracle and truth is not None else None
-            chunk, own = put(_filled(images[at], size)), put(_filled(rows[at], size, -1))
-            out = self.program(self.variables, self.gallery, chunk, whose, own, key, true)
-            parts.append([np.asarray(x)[: n - start] for x in out])
+        patient = np.broadcast_to(np.asarray(patient, np.int32), n)
+        rows = np.full(n, -1, np.int32) if rows is None else rows
+        started = (
+            self.started(images[at], patient[at], rows[at], None if truth is None else truth[at], start)
+            for start in range(0, n, size)
+            for at in [slice(start, start + size)]
+        )
+        parts = [fetched(part) for part in started]
         return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+    def started(
+        self,
+        images: np.ndarray,
+        patient: np.ndarray,
+        rows: np.ndarray,
+        truth: np.ndarray | None = None,
+        start: int = 0,
+    ) -> Started:
+        """Starts the program on at most `batch_size` slices and does not wait for it; see `slices`, and `fetched`.
+
+        `start` is the number of the first slice in its volume, on which the random draws depend.
+        """
+        if self.reads_truth and truth is None:
+            raise UserError("config.retrieval.strategy='oracle' needs true masks: it is for labelled data only")
+        size = self.batch_size
+        put = functools.partial(mesh.put_whole, self.mesh)
+        key = jax.random.fold_in(jax.random.key(self._seed), start) if self.draws else None
+        true = put(_filled(truth, size)) if self.reads_truth and truth is not None else None
+        chunk, whose = put(_filled(images, size)), put(_filled(patient.astype(np.int32), size, -1))
+        own = put(_filled(rows.astype(np.int32), size, -1))
+        return Started(len(images), self.program(self.variables, self.gallery, chunk, whose, own, key, true))
 
     def volume(
         self,
@@ -162,11 +206,16 @@ class Segmenter:
 
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
-        images, masks, mapping = slices or volume_slices(volume, self.grid)
-        predicted = self.slices(images, patient, rows, masks)
-        labels = mapping.to_native(predicted.probabilities)
-        entropy = predictive_entropy(predicted.probabilities)
-        return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
+        slices = slices or volume_slices(volume, self.grid)
+        return on_scan(slices, self.slices(slices.images, patient, rows, slices.masks), patient)
+
+
+def on_scan(slices: VolumeSlices, predicted: SlicePredictions, patient: int) -> VolumePrediction:
+    """A volume's prediction, brought from the model grid to its native one."""
+    images, masks, mapping = slices
+    entropy = predictive_entropy(predicted.probabilities)
+    labels = mapping.to_native(predicted.probabilities)
+    return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
 
 
 def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
@@ -183,12 +232,12 @@ def forward(
     key: jax.Array | None,
     truth: jax.Array | None,
     *,
-    model: joint.JointModel,
-    selection: joint.Selection | None,
+    model: Callable[[], joint.JointModel],
+    selection: Selection | None,
     mesh: Mesh | None,
     angles: tuple[float, ...],
 ) -> tuple[jax.Array, ...]:
-    """One call of `Segmenter.program`: probabilities, indices, weights, similarity and agreement, see the attributes.
+    """One call of `Segmenter.program`: probabilities, indices, weights, similarity and agreement of `SlicePredictions`.
 
     Args:
       variables, gallery: see `Segmenter.using`.
@@ -198,7 +247,10 @@ def forward(
       mesh: over whose data axis the gallery is split; None for one device.
       angles: of the rotations, degrees, beside the slices as they are.
     """
-    apply: Any = model.apply
+    from jras_jax import joint  # and with it Flax, which a kept program does without
+
+    built = model()
+    apply: Any = built.apply
     plain = images.astype(jnp.float32) / 255.0
     guides, b = None, images.shape[0]
     indices, weights = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0))
@@ -206,8 +258,10 @@ def forward(
     if gallery is not None and selection is not None:
         embeddings = apply(variables, plain, method="embed_images")
         queries = QueryKeys(patient=patient, row=row)
-        scores = None if truth is None else measures.overlap(truth, gallery.masks)
-        guides = joint.retrieve(embeddings, gallery, queries, selection, NUM_CLASSES, scores=scores, key=key, mesh=mesh)
+        scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=built.num_classes)
+        guides = joint.retrieve(
+            embeddings, gallery, queries, selection, built.num_classes, scores=scores, key=key, mesh=mesh
+        )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
 
@@ -250,8 +304,5 @@ def guide_agreement(guides: Guides) -> jax.Array:
 
 def predictive_entropy(probabilities: np.ndarray) -> float:
     """Mean entropy (nats) of (n, S, S, C) probabilities over pixels that may be foreground (background below 0.99)."""
-    p = np.clip(probabilities, 1e-7, 1.0)
-    near = p[..., 0] < 0.99
-    if not near.any():
-        return 0.0
-    return float(-(p[near] * np.log(p[near])).sum(-1).mean())
+    p = np.clip(probabilities[probabilities[..., 0] < 0.99], 1e-7, 1.0)
+    return float(-(p * np.log(p)).sum(-1).mean()) if len(p) else 0.0

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jras_jax import files, joint, kernels, mesh
-from jras_jax.data import CLASSES
+from jras_jax import files, kernels, mesh
 from jras_jax.errors import UserError
 from jras_jax.inference.segmenter import Segmenter, forward
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval.gallery import Gallery
+from jras_jax.retrieval.selection import Selection
 
 PROGRAM, FACTS, GALLERY = "model.stablehlo", "model.json", "gallery.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -96,7 +96,7 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
         )
     variables = mesh.to_host(run.variables)
     rows = _rows(gallery) if gallery is not None else {}
-    selection = joint.Selection.of(config.retrieval) if gallery is not None else None
+    selection = Selection.of(config.retrieval) if gallery is not None else None
     angles = Segmenter.ROTATIONS if config.eval.tta else ()
 
     def call(images: jax.Array, patient: jax.Array | None = None, arrays: Arrays | None = None) -> Arrays:
@@ -105,7 +105,7 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
         patient = jnp.zeros(images.shape[:1], jnp.int32) if patient is None else patient
         probabilities, indices, weights, similarity, _ = forward(
             *(variables, own, images, patient, jnp.full_like(patient, -1), None, None),
-            model=run.model,
+            model=lambda: run.model,
             selection=selection,
             mesh=None,
             angles=angles,
@@ -154,7 +154,7 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
         "run": run.folder.path.name,
         "checkpoint_step": run.step,
         "platforms": list(PLATFORMS),
-        "classes": list(CLASSES),
+        "classes": list(run.description.classes),
         "images": {
             "shape": ["b", it.image_size, it.image_size],
             "dtype": "uint8",

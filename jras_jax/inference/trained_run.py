@@ -11,29 +11,34 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
 from jras_jax import config as configs
-from jras_jax import joint, mesh
+from jras_jax import mesh
 from jras_jax.config import Config
-from jras_jax.data import STRUCTURES, Volume, axes, finder, pairs
-from jras_jax.data.grid import Grid, volume_slices
+from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
+from jras_jax.data.description import CARDIAC
+from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
-from jras_jax.inference.embedder import Embedder
+from jras_jax.inference import programs
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import Segmenter, VolumePrediction
-from jras_jax.retrieval import gallery_files, retriever
-from jras_jax.retrieval.gallery import Gallery, as_one_patient, gallery_from_table, with_embeddings
-from jras_jax.retrieval.known import KnownPatients
-from jras_jax.run_folder import published
-from jras_jax.run_folder.checkpoints import Checkpoints
+from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction, on_scan
+from jras_jax.retrieval import gallery_files
+from jras_jax.retrieval.gallery import Gallery, HostRows, as_one_patient, gallery_from_table, with_embeddings
+from jras_jax.retrieval.known import KnownPatients, Match
+from jras_jax.retrieval.selection import Selection
+from jras_jax.run_folder import published, stored_arrays
+from jras_jax.run_folder.checkpoints import Checkpoints, check_same_arrays
 from jras_jax.run_folder.layout import RunFolder
+
+if TYPE_CHECKING:
+    from jras_jax import joint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +73,51 @@ class TrainedRun:
     Attributes:
       config: the run's own settings, with the overrides of this call.
       folder: its files.
-      model, variables: as of the best checkpoint (its running mean of the parameters if it kept one).
+      variables: as of the best checkpoint (its running mean of the parameters if it kept one).
       step: the checkpoint's step.
+      description: of the data set that it was trained on.
       device_mesh: the mesh that holds the variables.
     """
 
     config: Config
     folder: RunFolder
-    model: joint.JointModel
     variables: joint.Variables
     step: int
     device_mesh: jax.sharding.Mesh
+    description: DatasetDescription = CARDIAC
+
+    @functools.cached_property
+    def model(self) -> joint.JointModel:
+        """The model that the settings describe; made when it is first needed."""
+        from jras_jax import joint
+
+        return joint.build_model(self.config, self.description)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What the model depends on."""
+        return {"config": dataclasses.asdict(self.config), "description": dataclasses.asdict(self.description)}
+
+    def check_model(self) -> None:
+        """Compares the variables with the model's, unless an earlier start has compared the same ones.
+
+        Raises:
+          CheckpointError: names or shapes are not the model's.
+        """
+        name = programs.name_of(self._facts, self.variables)
+        if programs.is_known(name):
+            return
+        from jras_jax import joint
+
+        wanted = jax.eval_shape(lambda: joint.init_variables(self.model, self.config))
+        check_same_arrays(self.variables, wanted, published.place_of(self.folder, self.step))
+        programs.remember(name)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """The retriever's fingerprint; galleries made by another retriever are refused."""
         params = mesh.to_host(self.variables["params"]["retriever"])
-        return retriever.fingerprint(params, dataclasses.asdict(self.config.retriever))
+        return gallery_files.fingerprint(params, dataclasses.asdict(self.config.retriever))
 
     @functools.cached_property
     def splits(self) -> dict[str, Any]:
@@ -98,15 +131,17 @@ class TrainedRun:
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings (N, dim) float32 of slices (N, S, S) uint8 by this run's retriever."""
+        from jras_jax.inference.embedder import Embedder
+
         batch = max(32, self.config.eval.batch_size)
         return Embedder(self.model, self.device_mesh, batch, images).embeddings(self.variables)
 
     def segmenter(self, gallery: Gallery | None, *, tta: bool | None = None) -> Segmenter:
         """A segmenter with this gallery; None for a run without retrieval. `tta` overrides config.eval.tta."""
         config = self.config
-        selection = None if gallery is None else joint.Selection.of(config.retrieval)
+        selection = None if gallery is None else Selection.of(config.retrieval)
         segmenter = Segmenter(
-            self.model,
+            lambda: self.model,
             selection,
             self.grid,
             batch_size=config.eval.batch_size,
@@ -114,6 +149,10 @@ class TrainedRun:
             tta=config.eval.tta if tta is None else tta,
             seed=config.seed,
         )
+        in_host_memory = gallery is not None and isinstance(gallery.images, HostRows)
+        if self.device_mesh.size == 1 and not (segmenter.draws or in_host_memory):
+            facts = {"tta": segmenter.angles, "retrieves": selection is not None} | self._facts
+            segmenter.program = programs.Kept(segmenter.program, facts)
         return segmenter.using(self.variables, gallery)
 
     def table_of(self, volumes: list[Volume]) -> SliceTable:
@@ -190,17 +229,13 @@ class TrainedRun:
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
-        table = self.table_of(pairs.read_pairs(source, self.label_values(labels)))
+        table = self.table_of(pairs.read_pairs(source, self.label_values(labels), self.description))
         line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
 
     def label_values(self, labels: str | None) -> dict[str, int]:
         """'LV:1,MYO:2,RV:3' -> {'LV': 1, ...}; None: the values of the run's data set."""
-        return (
-            pairs.parse_labels(labels, STRUCTURES)
-            if labels
-            else pairs.convention_labels(self.config.dataset.convention)
-        )
+        return pairs.parse_labels(labels, self.description.structures) if labels else self.description.structure_values
 
     def _own_gallery(self) -> RunGallery:
         own = self.folder.gallery
@@ -249,7 +284,7 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient or "scan")
+        volume = Volume(image, None, affine, sizes, known, patient or "scan", description=self.description)
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -262,31 +297,69 @@ class TrainedRun:
         Raises:
           UserError: the run needs a gallery, or the leak rule leaves too few slices of other patients.
         """
+        ready = self.prepare(volumes, gallery)
+        segmenter = ready.segmenter(segmenter or self.segmenter(gallery.arrays if gallery else None))
+        predicted = [
+            segmenter.slices(s.images, ready.patient, rows, s.masks)
+            for s, rows in zip(ready.slices, ready.rows, strict=True)
+        ]
+        return self.finish(ready, predicted)
+
+    def prepare(self, volumes: list[Volume], gallery: RunGallery | None) -> Prepared:
+        """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
+
+        Raises:
+          UserError: see `segment_volumes`.
+        """
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
-        segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
         slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
-        patient = -1
-        rows: list[np.ndarray | None] = [None] * len(volumes)
-        if gallery is not None:
-            match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
-            patient, rows = match.first, list(match.rows)
-            if self.config.retrieval.exclude == "patient":
-                gallery.known.check(match, self.config.retrieval.top_k)
-                if len(match.patients) > 1:
-                    segmenter = segmenter.using(self.variables, as_one_patient(gallery.arrays, [*match.patients]))
+        if gallery is None:
+            return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
+        match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
+        merged = None
+        if self.config.retrieval.exclude == "patient":
+            gallery.known.check(match, self.config.retrieval.top_k)
+            if len(match.patients) > 1:
+                merged = as_one_patient(gallery.arrays, [*match.patients])
+        return Prepared(slices, match, match.rows, merged)
+
+    def finish(self, ready: Prepared, predicted: list[SlicePredictions]) -> list[VolumePrediction]:
+        """The predictions of a scan's frames on its native grid, post-processed as config.eval.postprocess says."""
         rule = self.config.eval.postprocess
-        return [
-            postprocessed(segmenter.volume(v, patient, r, slices=s), rule)
-            for v, r, s in zip(volumes, rows, slices, strict=True)
-        ]
+        return [postprocessed(on_scan(s, p, ready.patient), rule) for s, p in zip(ready.slices, predicted, strict=True)]
+
+
+class Prepared(NamedTuple):
+    """The frames of one scan, ready for the network.
+
+    Attributes:
+      slices: of each frame, on the model grid.
+      match: who the patient is; None without a gallery.
+      rows: for each frame (Z,) int32, the gallery rows that are its slices, -1 if not there.
+      gallery: in place of the run's, if the patient has several names there.
+    """
+
+    slices: list[VolumeSlices]
+    match: Match | None
+    rows: list[np.ndarray]
+    gallery: Gallery | None = None
+
+    @property
+    def patient(self) -> int:
+        """The patient's number in the gallery; -1 if not there."""
+        return self.match.first if self.match else -1
+
+    def segmenter(self, shared: Segmenter) -> Segmenter:
+        """The segmenter for this scan: `shared`, with this scan's own gallery if it has one."""
+        return shared if self.gallery is None else shared.guided_by(self.gallery)
 
 
 def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> TrainedRun:
     """Opens a run folder.
 
     Args:
-      workdir: of a training run, or a published one: a folder, or 'hf:org/name' on the Hugging Face hub.
+      workdir: of a training run, or of a published one, which may be 'hf:org/name' on the Hugging Face hub.
       overrides: `--config.a.b=value`; only what does not change the trained model (`config.changeable("open")`).
 
     Raises:
@@ -302,21 +375,23 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    model = joint.build_model(config)
-    shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
-    shardings = mesh.parameter_shardings(shapes, device_mesh)
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     if published.is_published(folder):
-        step, variables = published.read(folder, target)
+        step, variables = published.read(folder, device_mesh)
     else:
-        step, variables = _best(config, folder, target)
-    return TrainedRun(config, folder, model, variables, step, device_mesh)
+        step, variables = _best(config, folder, device_mesh)
+    description = folder.read_description(config.dataset.name)
+    run = TrainedRun(config, folder, variables, step, device_mesh, description)
+    run.check_model()
+    return run
 
 
-def _best(config: Config, folder: RunFolder, target: joint.Variables) -> tuple[int, joint.Variables]:
+def _best(config: Config, folder: RunFolder, device_mesh: jax.sharding.Mesh) -> tuple[int, joint.Variables]:
     """The step and the variables of the best checkpoint."""
     kept = "ema" if config.optim.ema_decay else "params"
-    extra = {k: v for k, v in target.items() if k != "params"}
-    best, arrays = Checkpoints(folder).restore_best({"state": {kept: target["params"], "extra": extra}})
-    restored = arrays["state"]
-    return best, {"params": restored[kept], **restored["extra"]}
+    wanted = stored_arrays.Chosen(
+        lambda path: path[:2] in (("state", kept), ("state", "extra")),
+        lambda shapes: mesh.parameter_shardings(shapes, device_mesh),
+    )
+    best, arrays = Checkpoints(folder).restore_best(wanted)
+    restored = arrays.get("state", {})
+    return best, {"params": restored.get(kept, {}), **restored.get("extra", {})}

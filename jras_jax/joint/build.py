@@ -7,23 +7,28 @@ import jax.numpy as jnp
 
 from jras_jax import models
 from jras_jax.config import Config
-from jras_jax.data import NUM_CLASSES
+from jras_jax.data.description import DatasetDescription, named
 from jras_jax.joint import fusion
 from jras_jax.joint.model import JointModel, Variables, first_guides
 from jras_jax.retrieval.retriever import Retriever
 
 
-def build_model(config: Config) -> JointModel:
+def build_model(config: Config, description: DatasetDescription | None = None) -> JointModel:
     """The model that a config describes; without retrieval it has neither retriever nor fusion.
+
+    Args:
+      config: the run.
+      description: of its data set; None: that of a data set that the project knows, by its name.
 
     Raises:
       UserError: a name or option that the model tables do not have.
     """
     dtype = jnp.dtype(config.train.dtype)
+    num_classes = (description or named(config.dataset.name)).num_classes
     options = dict(config.backbone.options)
     if config.backbone.variant:
         options["variant"] = config.backbone.variant
-    backbone = models.create(config.backbone.name, num_classes=NUM_CLASSES, dtype=dtype, **options)
+    backbone = models.create(config.backbone.name, num_classes=num_classes, dtype=dtype, **options)
     if not config.retrieval.enabled:
         return JointModel(backbone, retriever=None, fusion=None, in_channels=config.backbone.in_channels)
     r = config.retriever
@@ -41,7 +46,7 @@ def build_model(config: Config) -> JointModel:
     fuse_options = dict(config.fusion.options)
     if config.fusion.name in fusion.ON_FEATURES:
         fuse_options.setdefault("levels", backbone.fusion_levels)
-    fuse = fusion.create(config.fusion.name, num_classes=NUM_CLASSES, **fuse_options)
+    fuse = fusion.create(config.fusion.name, num_classes=num_classes, **fuse_options)
     return JointModel(
         backbone,
         retriever=retriever,
@@ -54,7 +59,7 @@ def build_model(config: Config) -> JointModel:
 def init_variables(model: JointModel, config: Config) -> Variables:
     """Random parameters by config.seed (jit-able)."""
     size, k = config.dataset.image_size, config.retrieval.top_k
-    guides = first_guides(1, k=k, size=size, num_classes=NUM_CLASSES) if model.fusion is not None else None
+    guides = first_guides(1, k=k, size=size, num_classes=model.num_classes) if model.fusion is not None else None
     # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its
     # values depend on how a computation is split.
     key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))

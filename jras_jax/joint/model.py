@@ -8,7 +8,7 @@ embedding; the gallery's embeddings are constants between two refreshes (arXiv 2
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,24 +18,10 @@ from jax.sharding import Mesh
 from jras_jax.errors import UserError
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
 from jras_jax.retrieval.search import fetch, mix, search
+from jras_jax.retrieval.selection import Selection
 
 Variables = dict[str, Any]  # {'params': ..., and 'batch_stats' where the backbone has batch norm}
 Logits = jax.Array | tuple[jax.Array, ...]
-
-
-class Selection(NamedTuple):
-    """How guides are chosen; fields as in config.retrieval."""
-
-    strategy: str
-    top_k: int
-    temperature: float
-    exclude: str
-    recall_target: float = 1.0
-
-    @classmethod
-    def of(cls, retrieval: Any) -> Selection:
-        """The fields of the same names in config.retrieval."""
-        return cls(*(getattr(retrieval, name) for name in cls._fields))
 
 
 def standardise(images: jax.Array) -> jax.Array:
@@ -60,6 +46,11 @@ class JointModel(nn.Module):
     fusion: nn.Module | None
     in_channels: int = 1
     guide_gradient: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """C, the background among them."""
+        return int(self.backbone.num_classes)
 
     def states(self, images: jax.Array) -> jax.Array:
         """(B, S, S) in [0, 1] -> the retriever's frozen states (B, T, D): constant in training, so they can be kept."""

@@ -10,11 +10,11 @@ similarity of the query and the fetched rows' embeddings, so that it is exact on
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +47,9 @@ class HostRows:
 jax.tree_util.register_pytree_node(HostRows, lambda rows: ((), rows), lambda rows, _: rows)
 
 
-class Gallery(flax.struct.PyTreeNode):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gallery:
     """Labelled slices that may guide.
 
     Attributes:
@@ -71,6 +73,10 @@ class Gallery(flax.struct.PyTreeNode):
         """N; in an exported program, which may leave it open, a symbol that `len` refuses."""
         return self.embeddings.shape[0]
 
+    def replace(self, **changes: Any) -> Gallery:
+        """This gallery with other arrays."""
+        return dataclasses.replace(self, **changes)
+
 
 class QueryKeys(NamedTuple):
     """Who asks: patient (B,) int32 (the gallery's number, -1: not there), row (B,) int32 (own row, -1: none)."""
@@ -79,7 +85,9 @@ class QueryKeys(NamedTuple):
     row: jax.Array
 
 
-class Guides(flax.struct.PyTreeNode):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guides:
     """What was retrieved for B queries.
 
     Attributes:
@@ -93,6 +101,10 @@ class Guides(flax.struct.PyTreeNode):
     weights: jax.Array
     indices: jax.Array
     similarity: jax.Array
+
+    def replace(self, **changes: Any) -> Guides:
+        """These guides with other arrays."""
+        return dataclasses.replace(self, **changes)
 
 
 def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory: str = "device") -> Gallery:
@@ -158,11 +170,11 @@ def check_candidates(table: SliceTable, exclude: str, k: int) -> None:
 
 def allowed_rows(gallery: Gallery, queries: QueryKeys, exclude: str) -> jax.Array:
     """(B, N) bool: rows that may guide each query; `exclude` is 'patient', 'slice' or 'none'."""
-    valid = jnp.broadcast_to(gallery.valid[None], (queries.patient.shape[0], gallery.rows))
+    valid = jnp.broadcast_to(gallery.valid[None], (len(queries.patient), len(gallery)))
     if exclude == "patient":
         return valid & (gallery.patient[None] != queries.patient[:, None])
     if exclude == "slice":
-        return valid & (jnp.arange(gallery.rows)[None] != queries.row[:, None])
+        return valid & (jnp.arange(len(gallery))[None] != queries.row[:, None])
     if exclude == "none":
         return valid
     raise UserError(f"config.retrieval.exclude={exclude!r}: choose one of {', '.join(EXCLUDE)}")

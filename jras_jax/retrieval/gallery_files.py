@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -12,6 +15,7 @@ import safetensors.numpy
 from jras_jax import files
 from jras_jax.data.slice_table import ROWS, SliceTable
 from jras_jax.errors import UserError
+from jras_jax.mesh import path_name
 
 ARRAYS, FACTS = "gallery.safetensors", "gallery.json"
 HOW = "jras gallery --workdir=RUN --input=SCANS --output=FOLDER"
@@ -109,3 +113,20 @@ def _facts(folder: pathlib.Path, how: str = HOW) -> dict[str, Any]:
 
 
 _KINDS = dict.fromkeys(("fingerprint", "sha256"), str) | dict.fromkeys(("cases", "patients", "vendors"), list)
+
+
+def fingerprint(params: Any, settings: Mapping[str, Any]) -> str:
+    """A name (64 hexadecimal digits) for a retriever: equal where parameters and what shapes its output are equal.
+
+    Args:
+      params: the retriever's parameters, host arrays.
+      settings: its config section; what only matters in training is left out.
+    """
+    digest = hashlib.sha256()
+    for key in ("variant", "image_size", "pool", "hidden", "dim"):
+        digest.update(f"{key}={settings[key]};".encode())
+    for name, leaf in sorted((path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(dict(params))):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ GRID = 64  # side in pixels at which all queries are compared with all rows; fin
 CHUNK = 256  # queries compared at once
 
 
-def overlap(a: Any, b: Any, grid: int = GRID) -> jax.Array:
+def overlap(a: Any, b: Any, grid: int = GRID, *, num_classes: int = NUM_CLASSES) -> jax.Array:
     """Mean foreground Dice between every mask of (Q, S, S) and every mask of (N, S, S), integer labels -> (Q, N).
 
     Masks of more than `grid` pixels a side are thinned to about that. The mean runs over the structures that at least
@@ -28,7 +28,7 @@ def overlap(a: Any, b: Any, grid: int = GRID) -> jax.Array:
     step = max(1, a.shape[-1] // grid)
     a, b = (x[:, ::step, ::step].reshape(len(x), -1) for x in (a, b))
     total, present = jnp.zeros((len(a), len(b))), jnp.zeros((len(a), len(b)))
-    for label in range(1, NUM_CLASSES):
+    for label in range(1, num_classes):
         p, t = (a == label).astype(jnp.float32), (b == label).astype(jnp.float32)
         size = p.sum(1)[:, None] + t.sum(1)[None]
         total += dice(p @ t.T, size, empty=0.0)
@@ -38,7 +38,7 @@ def overlap(a: Any, b: Any, grid: int = GRID) -> jax.Array:
 
 def pairwise_dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Like `overlap` for pairs: (Q, S, S) and (Q, S, S) labels -> (Q,) float64, at full resolution."""
-    return mean_over_present(a, b, range(1, NUM_CLASSES))
+    return mean_over_present(a, b, _labels(a, b))
 
 
 def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: np.ndarray) -> dict[str, float]:
@@ -107,13 +107,14 @@ class Controls:
 
     Args:
       masks, images: (N, S, S) of the gallery.
+      num_classes: of the masks, the background among them.
     """
 
     NAMES = ("retrieval_random", "retrieval_pixel", "retrieval_oracle")
 
-    def __init__(self, masks: np.ndarray, images: np.ndarray):
+    def __init__(self, masks: np.ndarray, images: np.ndarray, num_classes: int = NUM_CLASSES):
         self._masks, self._rows = _thinned(masks), _normalised(images)
-        self._compare = jax.jit(overlap)
+        self._compare = jax.jit(functools.partial(overlap, num_classes=num_classes))
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._values: dict[str, list[np.ndarray]] = {name: [] for name in self.NAMES}
 
@@ -162,8 +163,13 @@ def neighbour_drift(before: np.ndarray, after: np.ndarray, patient: np.ndarray, 
 
 def _mix(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(K, S, S) labels and (K,) weights -> (1, S, S): the class with the most weight at each pixel."""
-    votes = np.stack([(weights[:, None, None] * (masks == label)).sum(0) for label in range(NUM_CLASSES)])
+    votes = np.stack([(weights[:, None, None] * (masks == label)).sum(0) for label in (0, *_labels(masks))])
     return votes.argmax(0)[None].astype(masks.dtype)
+
+
+def _labels(*masks: np.ndarray) -> range:
+    """The labels of the structures that masks can hold, up to the largest there is."""
+    return range(1, max(int(mask.max(initial=0)) for mask in masks) + 1)
 
 
 def _thinned(x: np.ndarray) -> np.ndarray:

@@ -8,16 +8,12 @@ Reference: the J-RAS paper, arXiv 2510.09953: CLS token of the last hidden state
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jras_jax.errors import UserError
 from jras_jax.models import vit
@@ -148,20 +144,3 @@ def is_frozen(name: str, variant: str, trained_blocks: int, lora_rank: int = 0) 
     if name.startswith("encoder/norm/"):
         return trained_blocks == 0
     return trained_blocks >= 0 or lora_rank > 0  # patch and position embeddings, the CLS token
-
-
-def fingerprint(params: Any, settings: Mapping[str, Any]) -> str:
-    """A name (64 hexadecimal digits) for a retriever: equal where parameters and what shapes its output are equal.
-
-    Args:
-      params: the retriever's parameters, host arrays.
-      settings: its config section; what only matters in training is left out.
-    """
-    digest = hashlib.sha256()
-    for key in ("variant", "image_size", "pool", "hidden", "dim"):
-        digest.update(f"{key}={settings[key]};".encode())
-    for name, leaf in sorted(flax.traverse_util.flatten_dict(dict(params), sep="/").items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name}{array.shape}{array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

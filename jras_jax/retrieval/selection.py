@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,21 @@ class Selected(NamedTuple):
 
     indices: jax.Array
     weights: jax.Array
+
+
+class Selection(NamedTuple):
+    """How guides are chosen; fields as in config.retrieval."""
+
+    strategy: str
+    top_k: int
+    temperature: float
+    exclude: str
+    recall_target: float = 1.0
+
+    @classmethod
+    def of(cls, retrieval: Any) -> Selection:
+        """The fields of the same names in config.retrieval."""
+        return cls(*(getattr(retrieval, name) for name in cls._fields))
 
 
 def select(

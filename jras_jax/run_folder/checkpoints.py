@@ -1,5 +1,7 @@
 """Checkpoints of a run: Orbax for the arrays, and a checksum manifest of our own beside each.
 
+Orbax is imported when a checkpoint is saved or resumed from; a run is opened without it (`stored_arrays`).
+
 One checkpoint holds the train state, the gallery's embeddings (they are older than the state between two refreshes),
 the data iterator's position, the configuration and the validation score. The best by validation Dice and the latest
 are kept; if these are one, so is the one before, so that damage to a single checkpoint never loses the run.
@@ -17,17 +19,19 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
 
 from jras_jax import files, hosts
 from jras_jax.mesh import path_name
-from jras_jax.run_folder import manifests
+from jras_jax.run_folder import manifests, stored_arrays
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.run_folder.manifests import CheckpointError
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 META, SCORE = "meta/metadata", "metrics/metrics"
 
@@ -106,22 +110,20 @@ class Checkpoints:
         return self._read(step, target)
 
     def _read(self, step: int, target: Any) -> Any:
+        import orbax.checkpoint as ocp
+
         path = self._path(step) / "state"
         with _reading(path), ocp.StandardCheckpointer() as reader:
-            _same_shapes(ocp.StandardCheckpointHandler().metadata(path).tree, target, self._path(step))
+            check_same_arrays(ocp.StandardCheckpointHandler().metadata(path).tree, target, self._path(step))
             return reader.restore(path, target)
 
     def restore_part(self, step: int, target: Any) -> Any:
-        """Like `restore` for a target that names only some of the saved entries (evaluation needs no optimiser)."""
+        """Like `restore` for some of the saved arrays (evaluation needs no optimiser), see `stored_arrays.read`."""
         self.verify(step)
-        path = self._path(step) / "state"
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        with _reading(path), ocp.PyTreeCheckpointer() as reader:
-            args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
-            return reader.restore(path, args=args)
+        return stored_arrays.read(self._path(step) / "state", target)
 
     def restore_best(self, target: Any) -> tuple[int, Any]:
-        """The best step and the part of its arrays that `target` names.
+        """The best step and the part of its arrays that `target` names, see `stored_arrays.read`.
 
         A run that trains meanwhile may remove a step that is no longer the best; the next one is then read.
 
@@ -185,6 +187,8 @@ class Checkpoints:
           meta: what `meta` gives back.
           dice: the validation score of this step, None if it has none (yet), see `score`.
         """
+        import orbax.checkpoint as ocp
+
         self._join()
         work = self._work(step)
         try:
@@ -363,7 +367,7 @@ def _told_in_our_words(record: Any) -> bool:
     return not (record.pathname.endswith("async_checkpointer.py") and record.exc_info)
 
 
-def _same_shapes(saved: Any, target: Any, where: pathlib.Path) -> None:
+def check_same_arrays(saved: Any, target: Any, where: pathlib.Path) -> None:
     """Raises where the saved arrays are not those of the target; a wrong dtype would be cast in silence."""
     describe = lambda tree: {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}  # noqa: E731
     have, want = describe(saved), describe(target)

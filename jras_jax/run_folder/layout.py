@@ -1,6 +1,7 @@
 """Every file name of a run's folder (`--workdir`), once.
 
 config.json            the run's settings                       splits.json       who trains, validates, tests
+dataset.json           the data set's description
 run.json               versions, device, command, revision      metrics.csv       one row per logged step
 checkpoints/           the best by validation Dice and the latest, with their checksums in checkpoints.sha256/
 checkpoints.damaged/   checkpoints that could not be used       diverged.json     batches of skipped steps
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jras_jax import files
+from jras_jax.data.description import DatasetDescription, named, read_description
 from jras_jax.errors import UserError
 
 RETRIEVAL_OPTIONS = ("strategy", "exclude", "recall_target")  # those of config.retrieval that name an evaluation
@@ -48,6 +50,10 @@ class RunFolder:
     @property
     def splits(self) -> pathlib.Path:
         return self.path / "splits.json"
+
+    @property
+    def dataset(self) -> pathlib.Path:
+        return self.path / "dataset.json"
 
     @property
     def facts(self) -> pathlib.Path:
@@ -155,6 +161,19 @@ class RunFolder:
         if not there:
             raise UserError(f"{self.path / 'evaluation'} holds no scores: this run has not been evaluated: run {how}")
         raise UserError(f"{self} has no evaluation {name!r}, it has {', '.join(there)}; make it with {how}")
+
+    def read_description(self, dataset: str) -> DatasetDescription:
+        """The description of the run's data set; without dataset.json (an earlier version's run) that of `dataset`.
+
+        Args:
+          dataset: the run's config.dataset.name.
+
+        Raises:
+          UserError: there is no file and the data set is unknown, or the file is damaged.
+        """
+        if not self.dataset.is_file():
+            return named(dataset)
+        return read_description(self.dataset, "restore it from a copy, or train again in another --workdir")
 
     def read_splits(self) -> dict[str, Any]:
         """The content of splits.json; raises FileError."""

@@ -10,24 +10,25 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
-import numpy as np
+import safetensors
+import safetensors.numpy
 
 from jras_jax import config as configs
-from jras_jax import convert, files, mesh
+from jras_jax import files, mesh
 from jras_jax.config import Config
-from jras_jax.convert import sources
+from jras_jax.data import DatasetDescription
 from jras_jax.errors import UserError
 from jras_jax.run_folder.layout import RunFolder
 
+HUB = "hf:"  # before a name on the Hugging Face hub
 _REMEDY = "download it again"
 _NAMES = ("train", "validation", "test", "official_validation", "folds")  # of patients, in splits.json
 
 
 def is_hub(workdir: object) -> bool:
     """Whether a --workdir names a run on the Hugging Face hub."""
-    return str(workdir).startswith(sources.HUB)
+    return str(workdir).startswith(HUB)
 
 
 def located(workdir: str | pathlib.Path) -> RunFolder:
@@ -38,6 +39,8 @@ def located(workdir: str | pathlib.Path) -> RunFolder:
     """
     if not is_hub(workdir):
         return RunFolder(workdir)
+    from jras_jax.convert import sources  # and with it Flax, which opening a local run does without
+
     folder = RunFolder(sources.from_hub(str(workdir)))
     if not is_published(folder):
         raise UserError(f"{workdir} is no run of this program: it has no {folder.published.name}")
@@ -52,6 +55,7 @@ def is_published(folder: RunFolder) -> bool:
 def write(
     folder: RunFolder,
     config: Config,
+    description: DatasetDescription,
     variables: Mapping[str, Any],
     splits: Mapping[str, Any],
     facts: Mapping[str, Any],
@@ -63,7 +67,8 @@ def write(
     Args:
       folder: where to.
       config: the run's; paths of this machine are left out.
-      variables: of the model, on the host.
+      description: of its data set.
+      variables: of the model.
       splits: the run's splits.json.
       facts: 'step' and whatever else published.json is to say.
       with_patients: whether the splits keep the names of the patients.
@@ -72,32 +77,42 @@ def write(
       FileError: a file cannot be written.
     """
     configs.save(_without_paths(config), folder.config)
-    convert.save(folder.weights, variables, {"model": "jras", **facts})
+    files.write_json(folder.dataset, description.to_json())
+    leaves = jax.tree_util.tree_leaves_with_path(mesh.to_host(variables))
+    files.save_tensors(folder.weights, {mesh.path_name(path): leaf for path, leaf in leaves}, {"format": "np"})
     kept = splits if with_patients else {k: [] if k in _NAMES else v for k, v in splits.items()}
     files.write_json(folder.splits, {**kept, "patients_named": with_patients})
     files.write_json(folder.published, {**facts, "sha256": files.sha256(folder.weights)})
 
 
-def read(folder: RunFolder, target: Any) -> tuple[int, Any]:
-    """The step and the variables of a published run, placed as `target` (ShapeDtypeStructs with shardings) says.
+def read(folder: RunFolder, device_mesh: jax.sharding.Mesh) -> tuple[int, dict[str, Any]]:
+    """The step and the variables of a published run, on a mesh.
 
     Raises:
-      UserError: a file is missing or damaged, or is of another model.
+      UserError: a file is missing or damaged.
     """
     facts = files.read_json(folder.published, remedy=_REMEDY, holds={"sha256": str, "step": int})
     if not folder.weights.is_file():
         raise UserError(f"{folder.weights} is missing: {_REMEDY}")
     if files.sha256(folder.weights) != facts["sha256"]:
         raise UserError(f"{folder.weights} does not match its checksum in {folder.published.name}: {_REMEDY}")
-    arrays = flax.traverse_util.flatten_dict(convert.load(folder.weights), sep="/")
-    wanted = flax.traverse_util.flatten_dict(target, sep="/")
-    same = arrays.keys() == wanted.keys() and all(
-        arrays[name].shape == w.shape and arrays[name].dtype == w.dtype for name, w in wanted.items()
-    )
-    if not same:
-        raise UserError(f"{folder.weights} is of another model than {folder.config} describes: {_REMEDY}")
-    placed = {name: jax.device_put(np.asarray(arrays[name]), w.sharding) for name, w in wanted.items()}
-    return facts["step"], flax.traverse_util.unflatten_dict(placed, sep="/")
+    try:
+        arrays = safetensors.numpy.load_file(folder.weights)
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise UserError(f"{folder.weights} is not a readable safetensors file ({e}): {_REMEDY}") from e
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, last = name.split("/")
+        holder = tree
+        for parent in parents:
+            holder = holder.setdefault(parent, {})
+        holder[last] = array
+    return facts["step"], jax.device_put(tree, mesh.parameter_shardings(tree, device_mesh))
+
+
+def place_of(folder: RunFolder, step: int) -> pathlib.Path:
+    """Where the weights of a run are, for messages."""
+    return folder.weights if is_published(folder) else folder.checkpoints / str(step)
 
 
 def check_named(splits: Mapping[str, Any], folder: RunFolder) -> None:
@@ -107,11 +122,6 @@ def check_named(splits: Mapping[str, Any], folder: RunFolder) -> None:
             f"{folder} was published without the names of its patients, so its splits cannot be formed: score its "
             "masks with jras predict and jras score"
         )
-
-
-def host_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables as arrays of the host."""
-    return {name: mesh.to_host(tree) for name, tree in variables.items()}
 
 
 def _without_paths(config: Config) -> Config:

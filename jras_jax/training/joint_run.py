@@ -63,6 +63,7 @@ class TrainingRun(Task):
     def claim(self) -> None:
         """See `Task`."""
         configs.save(self.config, self.folder.config)
+        files.write_json(self.folder.dataset, self.data.description.to_json())
         if not self.folder.splits.is_file():
             files.write_json(self.folder.splits, self.data.splits)
         changes = {"changes": self.changes, "changed_at_step": self.started_at} if self.changes else {}
@@ -160,11 +161,11 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
     table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
     batches = Batches(table, config.train.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count())
-    model = joint.build_model(config)
+    model = joint.build_model(config, data.description)
     fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
     gallery = _gallery(config, model, table, device_mesh) if config.retrieval.enabled else None
     segmenter = Segmenter(
-        model,
+        lambda: model,
         joint.Selection.of(config.retrieval) if gallery else None,
         data.grid,
         batch_size=config.eval.batch_size,

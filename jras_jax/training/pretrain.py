@@ -120,7 +120,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     p = config.pretrain
     mesh.check_batch(device_mesh, p.batch_size, "pretrain.batch_size")
     table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
-    model = joint.build_model(config)
+    model = joint.build_model(config, data.description)
     variables = initial.variables(model, config) or jax.jit(lambda: joint.init_variables(model, config))()
     params = mesh.put_replicated(device_mesh, variables["params"]["retriever"])
     tx = _optimizer(params, config)

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
-from jras_jax.data import NUM_CLASSES
 from jras_jax.data.augment import augment, milder
 from jras_jax.joint import losses
 from jras_jax.retrieval import losses as retrieval_losses
@@ -42,9 +41,11 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's `apply`, sections of the config, and the mesh of the gallery."""
+    """What the joint loss is made of: the model's `apply` and number of classes, sections of the config, and the mesh
+    of the gallery."""
 
     apply: Callable[..., Any]
+    num_classes: int
     augment: configs.Augment
     retrieval: configs.Retrieval
     loss: configs.Loss
@@ -69,7 +70,7 @@ def make_step(
       (arXiv 2510.09953v3); the metrics are scalars. If loss, gradient or update is not finite, the step only counts:
       the state keeps all else, and the metric 'finite' is False.
     """
-    terms = LossTerms(model.apply, config.augment, config.retrieval, config.loss, device_mesh)
+    terms = LossTerms(model.apply, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh)
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -123,10 +124,10 @@ def joint_loss(
     if gallery is not None:
         embeddings, seen = _embedded(variables, plain, batch, cache, k_view, k_dropout, terms)
         if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
-            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID)
+            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
         selection = joint.Selection.of(terms.retrieval)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, NUM_CLASSES, scores=overlap, key=k_select, mesh=terms.mesh
+            embeddings, gallery, queries, selection, terms.num_classes, scores=overlap, key=k_select, mesh=terms.mesh
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
@@ -144,7 +145,7 @@ def joint_loss(
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     full = logits if isinstance(logits, jax.Array) else logits[0]
-    dice = losses.hard_dice(jnp.argmax(full, -1), labels, NUM_CLASSES)
+    dice = losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes)
     metrics |= {"loss": loss, "dice": dice.mean()}
     return loss, (metrics, updated)
 
@@ -197,7 +198,9 @@ def _contrastive_term(
     r = terms.retrieval
     b, m = images.shape[0], r.contrast_candidates
     nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
-    found = joint.retrieve(jax.lax.stop_gradient(embeddings), gallery, queries, nearest, NUM_CLASSES, mesh=terms.mesh)
+    found = joint.retrieve(
+        jax.lax.stop_gradient(embeddings), gallery, queries, nearest, terms.num_classes, mesh=terms.mesh
+    )
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
     repeated = jnp.repeat(images, m, 0)
     logits = terms.apply(jax.lax.stop_gradient(variables), repeated, alone, False, method="segment")
