@@ -17,6 +17,7 @@ import numpy as np
 from jras_jax import files
 from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
 from jras_jax.errors import UserError, printable
+from jras_jax.inference import maps
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
 from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
 from jras_jax.retrieval.known import Match
@@ -26,10 +27,11 @@ Note = Callable[[str], None]
 
 
 class Task(NamedTuple):
-    """One scan to segment and the mask to write."""
+    """One scan to segment, the mask to write, and which maps go beside it."""
 
     scan: pathlib.Path
     mask: pathlib.Path
+    maps: maps.Wanted = maps.Wanted()
 
     @property
     def evidence(self) -> pathlib.Path:
@@ -122,17 +124,21 @@ def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None) -> Opened
 def write_results(
     run: TrainedRun, opened: OpenedScan, predicted: list[SlicePredictions], gallery: RunGallery | None
 ) -> list[VolumePrediction]:
-    """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
+    """Writes the mask, its maps and the evidence of a scan, all or none; returns the prediction of each frame."""
     task, scan = opened.task, opened.scan
     predictions = run.finish(opened.ready, predicted)
     values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
     nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
+    written = [task.mask]
     try:
+        for path in maps.write(task.mask, scan, predictions, task.maps, run.description):
+            written.append(path)
         files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, opened.ready.match))
     except BaseException:  # Ctrl-C too
-        with contextlib.suppress(OSError):
-            task.mask.unlink()
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
     return predictions
 
@@ -279,7 +285,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
 def _is_own(path: pathlib.Path) -> bool:
     """Whether a file is a mask of this program, by its header or (masks of earlier versions) by the JSON beside it."""
     earlier = path.name.endswith(".gz") and _is_evidence(path.with_name(pairs.stem(path) + ".json"))
-    return earlier or nifti.is_own_mask(path)
+    return earlier or nifti.is_own_mask(path) or nifti.is_own_map(path)
 
 
 def _is_there(path: pathlib.Path) -> bool:
