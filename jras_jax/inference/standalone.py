@@ -81,13 +81,19 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
       takes_gallery: leave the gallery out of the program, as an argument.
 
     Raises:
-      UserError: the run chooses guides by chance or by the truth, or leaves out single slices, which no program can.
+      UserError: the run chooses guides by chance or by the truth, or leaves out single slices, which no program can; or
+        it reads the whole gallery, which is to be an argument.
     """
     config = run.config
     if gallery is not None and config.retrieval.strategy in ("random", "oracle"):
         raise UserError(
             f"config.retrieval.strategy={config.retrieval.strategy!r} is a control and cannot be exported; give "
             "--config.retrieval.strategy=top_k"
+        )
+    if gallery is not None and takes_gallery and config.retrieval.strategy == "softmax":
+        raise UserError(
+            "config.retrieval.strategy='softmax' reads the whole gallery, which must then be inside the program: leave "
+            "--gallery_as_argument out"
         )
     if gallery is not None and config.retrieval.exclude == "slice":
         raise UserError(

@@ -170,11 +170,11 @@ def check_candidates(table: SliceTable, exclude: str, k: int) -> None:
 
 def allowed_rows(gallery: Gallery, queries: QueryKeys, exclude: str) -> jax.Array:
     """(B, N) bool: rows that may guide each query; `exclude` is 'patient', 'slice' or 'none'."""
-    valid = jnp.broadcast_to(gallery.valid[None], (len(queries.patient), len(gallery)))
+    valid = jnp.broadcast_to(gallery.valid[None], (queries.patient.shape[0], gallery.rows))
     if exclude == "patient":
         return valid & (gallery.patient[None] != queries.patient[:, None])
     if exclude == "slice":
-        return valid & (jnp.arange(len(gallery))[None] != queries.row[:, None])
+        return valid & (jnp.arange(gallery.rows)[None] != queries.row[:, None])
     if exclude == "none":
         return valid
     raise UserError(f"config.retrieval.exclude={exclude!r}: choose one of {', '.join(EXCLUDE)}")
