@@ -14,7 +14,9 @@ import jras_jax
 from jras_jax.commands import cli
 from jras_jax.errors import UserError
 from jras_jax.report import card
+from jras_jax.report import files as report_files
 from tests.commands import call, evaluate
+from tests.fake_run import write_fake_run
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,17 @@ def test_the_card_tells_what_the_run_knows(bare, whole, scored):
     assert "No run without retrieval was evaluated" in text and "Random guides were not evaluated" in text
     assert "gallery of the training patients is not published" in text
     assert "holds images and masks of patients" in (whole / "README.md").read_text()
+
+
+def test_warnings_that_name_patients_or_folders_stay_here(tmp_path):
+    folder = write_fake_run(tmp_path / "run")
+    leak = "config.retrieval.exclude='none' lets slices of the query's own patient guide it"
+    facts = json.loads((folder / "run.json").read_text())
+    facts["warnings"] = [leak, "2 test patients were added after the run was started (Jane Doe, ...)"]
+    (folder / "run.json").write_text(json.dumps(facts))
+    contents = card.Contents([report_files.read(folder)], [], "mit", 400, {"train": 2}, "", False)
+    text = card.card(contents)
+    assert leak in text and "Jane Doe" not in text and "1 more warnings, which name patients" in text
 
 
 def test_what_cannot_be_published_is_refused(guided_run, scored, bare, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax.errors import UserError
-from jras_jax.evaluation import statistics
+from jras_jax.evaluation import choose, statistics
 from jras_jax.report import analysis
 from jras_jax.report.files import ReportedRun
 from jras_jax.report.results import verdict
@@ -111,8 +111,16 @@ def _limits(run: ReportedRun) -> str:
         "scores say so; measure on labelled scans of your own first.",
         "Each slice is segmented by itself: nothing makes the structures of neighbouring slices agree.",
     ]
-    lines += [f"Warning of the run: {warning}" for warning in run.warnings]
+    public = [warning for warning in run.warnings if _is_public(warning)]
+    lines += [f"Warning of the run: {warning}" for warning in public]
+    if left := len(run.warnings) - len(public):
+        lines.append(f"The run has {left} more warnings, which name patients or folders; ask its authors.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _is_public(warning: str) -> bool:
+    """Whether a warning names neither patients nor folders, which those on changed data do."""
+    return warning == choose.UNMEASURED or warning.startswith("config.") or "no known voxel spacing" in warning
 
 
 def _data(c: Contents) -> str:
