@@ -32,6 +32,7 @@ TINY = {
     "dataset.num_folds": 3,
     "dataset.image_size": 32,
     "dataset.spacing_mm": 4.4,
+    "dataset.frame": "whole",  # tests of the heart's frame say so
     "backbone.options.base_channels": 8,
     "backbone.options.levels": 3,
     "retriever.image_size": 16,

@@ -123,6 +123,7 @@ def batch_of(rows):
     """The first slices of the first patients."""
     chosen = np.arange(0, BATCH * SLICES, SLICES, dtype=np.int32)
     batch = {"image": rows.images[chosen], "mask": rows.masks[chosen]}
+    batch |= {"whole": rows.images[chosen], "whole_mask": rows.masks[chosen]}
     return batch | {"patient": rows.patient[chosen], "row": chosen}
 
 
@@ -135,8 +136,8 @@ def test_every_backbone_has_a_config_for_each_data_set():
 def test_full_size_model_has_parameters_that_train(file):
     config = parsed(file)
     _, shapes, groups = _built_once(_without_data(config))
-    assert {"backbone", "retriever"} <= set(jax.tree.leaves(groups))
-    assert set(shapes["params"]) == {"backbone", "retriever", "fusion"}
+    assert {"backbone", "retriever", "locator"} <= set(jax.tree.leaves(groups))
+    assert set(shapes["params"]) == {"backbone", "retriever", "fusion", "locator"}
     kernels = {leaf.dtype for leaf in jax.tree.leaves(shapes["params"])}
     assert kernels == {np.dtype("float32")}
     frozen = [name for name in groups["backbone"].values() if "frozen" in set(jax.tree.leaves(name))]
@@ -153,7 +154,7 @@ def test_two_steps_train_what_should_train(file):
         assert metrics["grad_norm"] > 0
     flat = list(zip(jax.tree.leaves(groups), jax.tree.leaves(moved), strict=True))
     assert not any(change for group, change in flat if group == "frozen")
-    for wanted in ("backbone", "retriever"):
+    for wanted in ("backbone", "retriever", "locator"):
         changes = np.array([change for group, change in flat if group == wanted])
         assert np.mean(changes > 0) > 0.5, wanted
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import json
 import logging
 import math
@@ -77,6 +78,28 @@ def test_cases_hold_one_row_per_patient_phase_and_structure(evaluated):
     splits = json.loads((evaluated / "splits.json").read_text())
     keys = [(r["patient"], r["phase"], r["structure"]) for r in cases_of(evaluated)]
     assert sorted(keys) == sorted((p, phase, s) for p in splits["test"] for phase in PHASES for s in STRUCTURES)
+
+
+def test_worst_median_and_best_case_are_kept_with_their_guides(evaluated):
+    dice = {}
+    for row in cases_of(evaluated):
+        dice.setdefault(f"{row['patient']}_{row['phase']}", []).append(float(row["dice"]))
+    ranked = sorted(dice, key=lambda case: (np.mean(dice[case]), case))
+    kept = [ranked[0], ranked[round(2.5)], ranked[-1]]  # of six
+    files = RunFolder(evaluated).find_evaluation().evidence.glob("*.npz")
+    assert {f.stem for f in files} == set(kept) and summary_of(evaluated)["evidence"] == kept
+    with np.load(RunFolder(evaluated).find_evaluation().evidence / f"{kept[0]}.npz") as found:
+        slices, guides = found["weights"].shape
+        assert found["guide_images"].shape == (slices, guides, *found["image"].shape[1:])
+        assert found["guide_masks"].any() and not any(kept[0].split("_")[0] in n for n in found["guide_names"].ravel())
+
+
+def test_confusion_counts_every_voxel_once(evaluated):
+    confusion = np.array(summary_of(evaluated)["confusion"])
+    for name, label in STRUCTURES.items():
+        own = [r for r in cases_of(evaluated) if r["structure"] == name]
+        assert confusion[label].sum() == sum(int(r["reference_voxels"]) for r in own)
+        assert confusion[:, label].sum() == sum(int(r["voxels"]) for r in own)
 
 
 def surface_points(mask, zooms):
@@ -166,6 +189,10 @@ def test_the_baseline_inside_a_run_is_scored_with_it_and_shown_in_the_report(eva
         assert f"{summary['mean']['dice']:.4f}" in printed
     page = (folder / "report.html").read_text()
     assert "against the baseline" in page and "No evaluated baseline" not in page
+    kept = [
+        sorted(f.name for f in RunFolder(f).find_evaluation().evidence.iterdir()) for f in (folder, folder / "baseline")
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 6 and 'class="baseline"' in page
 
 
 @pytest.mark.slow
@@ -186,11 +213,12 @@ def test_paper_protocol_is_warned_about_in_log_summary_and_report(evaluated, tmp
 
 
 def test_every_section_of_a_real_runs_report_has_its_content(evaluated):
-    page = report.write_report(evaluated).read_text()
+    page = html.unescape(report.write_report(evaluated).read_text())
     for needed in ("Dice by slice position", "Agreement with the reference", "Spearman", "best slice there is (oracle)",
                    "nearest by pixels", "random gallery slice", "Training loss", "Validation Dice", "Guide 1",
-                   "The paper&#x27;s own kind of figure", "Git revision"):  # fmt: skip
-        assert needed in page or needed.replace("&#x27;", "'") in page, needed
+                   "The paper's own kind of figure", "Confusion between structures", "Learning rate",
+                   "Git revision"):  # fmt: skip
+        assert needed in page, needed
     for missing in ("cases.csv is missing", "metrics.csv is missing", "run.json is missing", "no retrieval measures",
                     "holds no case", "has no entropy", "splits.json is missing"):  # fmt: skip
         assert missing not in page

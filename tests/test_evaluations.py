@@ -60,7 +60,8 @@ def test_the_report_is_about_the_last_one_or_the_one_asked_for(run, tmp_path):
     shutil.copytree(run.path, folder.path)
     last = folder.report.read_text()
     assert "report, test+strategy=random</title>" in last and "Scored on the test set" in last
-    assert folder.evaluation("test+strategy=random").report.read_text() == last
+    whole, own = last.split('class="links"'), folder.evaluation("test+strategy=random").report.read_text()
+    assert own.split('class="links"')[0] == whole[0]  # the links to the tables are relative
     folder.evaluation("validation").report.unlink()
     assert cli.main(["report", str(folder), "--split=validation"]) == 0
     assert folder.report.read_text() == last

@@ -69,7 +69,7 @@ def test_a_model_of_scans_without_spacing_sees_known_ones_at_its_own_scale():
 def test_any_storage_order_looks_the_same_on_the_grid():
     """The same anatomy stored in all eight in-plane orders, each with its affine, gives the same slices."""
     v = volume(blob(shape=(60, 60, 3)), affine=np.diag([-1.5, -1.5, 8.0, 1.0]))
-    reference, ref_mask, _ = volume_slices(v, Grid(64, 1.5, "fit", (0, 100)))
+    reference, ref_mask, *_ = volume_slices(v, Grid(64, 1.5, "fit", (0, 100)))
     for transpose, fx, fy in itertools.product((False, True), repeat=3):
         image, mask, affine = v.image, v.mask, v.affine.copy()
         if transpose:
@@ -84,7 +84,7 @@ def test_any_storage_order_looks_the_same_on_the_grid():
             affine[:3, 3] += affine[:3, 1] * (image.shape[1] - 1)
             affine[:3, 1] *= -1
         stored = Volume(image, mask, affine, v.spacing, True, "p", "ED")
-        images, masks, m = volume_slices(stored, Grid(64, 1.5, "fit", (0, 100)))
+        images, masks, m, _ = volume_slices(stored, Grid(64, 1.5, "fit", (0, 100)))
         np.testing.assert_array_equal(masks, ref_mask)
         np.testing.assert_array_equal(images, reference)
         np.testing.assert_array_equal(m.to_native(onehot(masks)), mask)

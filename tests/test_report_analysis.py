@@ -5,12 +5,20 @@ import math
 import pytest
 
 from jras_jax.evaluation.compare import Comparison
-from jras_jax.report import analysis, cases, process, results
+from jras_jax.report import ReportError, analysis, cases, process, results
 
 
 def test_comparison_by_hand():
     def row(patient, dice, phase="ED"):
-        return {"patient": patient, "phase": phase, "structure": "LV", "dice": dice, "hd95": math.nan, "assd": 1.0}
+        return {
+            "patient": patient,
+            "phase": phase,
+            "structure": "LV",
+            "dice": dice,
+            "hd": 3.0,
+            "hd95": math.nan,
+            "assd": 1.0,
+        }
 
     ours = [row("a", 0.9), row("b", 0.7), row("b", 0.9, "ES"), row("c", 0.5)]
     theirs = [row("a", 0.8), row("b", 0.8), row("b", 0.6, "ES"), row("d", 0.5)]
@@ -49,7 +57,13 @@ def test_catch_counts_failures_among_the_most_uncertain():
     assert analysis.catch(found, [9, 8, 1, 0, 0, 0, 0, 0]).caught == 2
 
 
-def test_evidence_is_taken_from_both_ends():
-    found = [analysis.Case(f"c{i:02d}", "", "", "", "", i / 30, 0.0, {}, 0, 0.0, 0.0) for i in range(30)]
-    chosen = cases.choose([c.name for c in reversed(found)], found)
-    assert chosen == [f"c{i:02d}" for i in [*range(6), *range(24, 30)]]
+def test_worst_median_and_best_are_shown_unless_others_are_asked_for():
+    found = [analysis.Case(f"c{i:02d}", "", "", "", "", i / 30, 0.0, {}, 0, 0.0, 0.0) for i in range(31)]
+    names = [c.name for c in found]
+    assert cases.choose(names[::-1], found) == ["c00", "c15", "c30"]
+    assert cases.choose(["c02", "c14", "c20"], found) == ["c02", "c14", "c20"]  # the nearest that there are
+    assert cases.choose(["c07"], found) == ["c07"] and cases.choose([], found) == []
+    assert cases.choose(names[::-1], found, "all") == names
+    assert cases.choose(names, found, ["c09", "c03"]) == ["c03", "c09"]
+    with pytest.raises(ReportError, match=r"no evidence was kept of c04 .*--evidence=all"):
+        cases.choose(["c03"], found, ["c03", "c04"])

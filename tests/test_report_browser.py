@@ -104,6 +104,16 @@ def page(tmp_path_factory):
     return write_report(root / "run")
 
 
+def at_width(browser, width: int, code: str):
+    """What a script finds in a window of that width."""
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+    try:
+        browser.script("await new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r))); return true;")
+        return browser.script(code)
+    finally:
+        browser.devtools("Emulation.clearDeviceMetricsOverride")
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """One browser for all tests, with an empty profile."""
@@ -152,8 +162,8 @@ def test_every_image_loads(opened):
         "  const image = new Image(); image.src = node.getAttribute('href'); await image.decode();"
         "  return image.naturalWidth * image.naturalHeight; }))"
     )
-    # 4 cases of 5 slices, each a query, an error map and two guides.
-    assert len(sizes) == 4 * 5 * 4 and min(sizes) > 0
+    # 3 cases of 5 slices, each a query and two guides; error map and baseline show the query's image again.
+    assert len(sizes) == 3 * 5 * 3 and min(sizes) > 0
 
 
 def test_keys_move_the_slider_through_the_slices(opened):
@@ -168,7 +178,7 @@ def test_keys_move_the_slider_through_the_slices(opened):
     )
     assert opened.script(current) == [2]
     # The other panels stay where they are, and each opens on one slice.
-    assert [len(opened.script(SHOWN, i)[0]) for i in range(4)] == [1] * 4 and len(before[0]) == 1
+    assert [len(opened.script(SHOWN, i)[0]) for i in range(3)] == [1] * 3 and len(before[0]) == 1
 
 
 def test_pixels_change_with_the_slice(opened, tmp_path):
@@ -198,7 +208,7 @@ def test_contours_are_apart_without_colour_and_can_be_hidden(opened):
 def test_every_control_has_a_name_and_can_be_reached(opened):
     opened.devtools("Accessibility.enable")
     nodes = opened.devtools("Accessibility.getFullAXTree")["nodes"]
-    for role, least in (("slider", 4), ("checkbox", 12), ("image", 20), ("link", 9)):
+    for role, least in (("slider", 3), ("checkbox", 12), ("image", 15), ("link", 12)):
         names = [n["name"]["value"] for n in nodes if n.get("role", {}).get("value") == role and not n["ignored"]]
         assert len(names) >= least and all(names), role
     opened.press(TAB)
@@ -217,11 +227,51 @@ def test_colours_follow_the_readers_preference(opened):
 
 @pytest.mark.parametrize("width", [390, 800, 1366])
 def test_nothing_runs_out_of_the_window(opened, width):
-    opened.devtools("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-    try:
-        assert opened.script("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    finally:
-        opened.devtools("Emulation.clearDeviceMetricsOverride")
+    assert at_width(
+        opened, width, "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    )
+
+
+def test_guides_are_as_large_as_the_query_and_can_take_turns_with_it(opened):
+    sizes = opened.script(
+        "return [...document.querySelectorAll('.panel .slice:not([hidden]) .picture')].map(p => p.clientWidth)"
+    )
+    assert len(sizes) == 3 * 5 and len(set(sizes)) == 1
+    over = "getComputedStyle(document.querySelector('.panel .slice:not([hidden]) .over'))"
+    assert opened.script(f"return [{over}.opacity, {over}.animationName]") == ["0", "none"]
+    opened.script("document.querySelector('.panel input[data-blink]').click(); return true;")
+    # Under three flashes a second, the bound for people who are sensitive to them (WCAG 2.3.1).
+    name, period = opened.script(f"return [{over}.animationName, parseFloat({over}.animationDuration)]")
+    assert name == "blink" and period > 1
+
+
+def test_charts_and_tables_have_a_layout_for_narrow_windows(opened):
+    seen = "[...document.querySelectorAll('svg.chart')].filter(s => s.checkVisibility() && s.viewBox.baseVal.width"
+    shrunk = f"return {seen} > s.clientWidth + 1).length"
+    assert (
+        at_width(opened, 400, shrunk) == at_width(opened, 1400, shrunk) == 0
+    )  # none is a small picture of a large one
+    wide = f"return {seen} > 500).length"
+    assert at_width(opened, 1400, wide) >= 3 and at_width(opened, 400, wide) == 0
+    tells = (
+        "return [...document.querySelectorAll('.scroll')].filter(b => b.checkVisibility()).map(b => "
+        "[b.scrollWidth > b.clientWidth + 1, b.previousElementSibling.checkVisibility(), b.hasAttribute('tabindex')])"
+    )
+    found = at_width(opened, 400, tells)
+    assert any(wide for wide, *_ in found) and all(wide == told == key for wide, told, key in found)
+
+
+def test_errors_are_hatched_in_the_colour_of_their_structure(opened):
+    found = opened.script(
+        "return [...document.querySelectorAll('.errors [fill^=url]')].map(p => ["
+        "  getComputedStyle(p).stroke,"
+        "  getComputedStyle(document.querySelector(p.getAttribute('fill').slice(4, -1) + ' path')).stroke])"
+    )
+    outlines = opened.script(
+        "return [...document.querySelectorAll('.outline.prediction path')].map(p => getComputedStyle(p).stroke)"
+    )
+    assert len(found) > 10 and all(edge == lines for edge, lines in found)
+    assert len(set(outlines)) == 3 and {edge for edge, _ in found} <= {*outlines, "rgb(231, 233, 235)"}  # the key's
 
 
 def test_printing_unfolds_what_is_folded(opened):

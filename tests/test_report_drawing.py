@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from jras_jax.report import axes, charts, evidence, images, markup
+from jras_jax.data.description import CARDIAC
+from jras_jax.report import axes, charts, evidence, images, markup, panels, responsive
 
 
 def inside(path: str, size: int) -> np.ndarray:
@@ -44,8 +45,6 @@ def decoded(file: bytes) -> np.ndarray:
 def test_png_keeps_every_pixel():
     grey = np.random.default_rng(0).integers(0, 256, (7, 5)).astype(np.uint8)
     np.testing.assert_array_equal(decoded(images.png(grey))[..., :3], np.repeat(grey[..., None], 3, 2))
-    index = grey % 4
-    np.testing.assert_array_equal(decoded(images.png(index, evidence.ERROR_PALETTE)), evidence.ERROR_PALETTE[index])
     with pytest.raises(ValueError, match="uint8"):
         images.png(grey.astype(float))
 
@@ -81,7 +80,7 @@ def test_pages_stay_small_whatever_the_scans():
     budget = 60_000
     side = evidence.side_within([item], budget)
     assert side < 128
-    panel = evidence.panel(item, "noise", "", side)
+    panel = panels.panel(item, "noise", "", side, CARDIAC)
     assert sum(map(len, re.findall(r"data:[^\"]+", panel))) < 1.45 * budget
 
 
@@ -95,17 +94,32 @@ def test_axes_end_on_round_numbers_around_the_values(low, high):
 
 
 def test_charts_leave_undefined_values_out_and_survive_having_none():
-    nothing = charts.Values([math.nan])
-    drawn = charts.box_plot(["a", "b"], [("run", [charts.Values([1.0, math.nan, 3.0]), nothing])], title="HD")
-    assert drawn.count('class="dot"') == 2 and "a run: median 2.000" in drawn and "nan" not in drawn
+    nothing = responsive.Values([math.nan])
+    drawn = responsive.box_plot(["a", "b"], [("run", [responsive.Values([1.0, math.nan, 3.0]), nothing])], title="HD")
+    assert drawn.count('class="dot"') == 2 * 2 and "a run: median 2.00" in drawn and "nan" not in drawn
     for empty in (
         charts.bland_altman([], math.nan, math.nan, math.nan, title="t", unit="ml"),
         charts.scatter([], x_title="x", y_title="y"),
         charts.curves([charts.Line("a", [])], title="t"),
-        charts.differences([], title="t"),
+        responsive.differences([], title="t"),
         charts.bars([], label="l"),
     ):
         assert "nan" not in empty
+
+
+def test_every_patient_is_named_on_the_axis_of_differences():
+    rows = [(f"patient{i:03d}", i / 100 - 0.2) for i in range(60)]
+    drawn = responsive.differences(rows, title="t")
+    wide, narrow = drawn.split('class="chart narrow"')
+    for name, _ in rows:
+        assert wide.count(f">{name}</text>") == narrow.count(f">{name}</text>") == 1
+    assert wide.count("<g transform=") == 3 and narrow.count("<g transform=") == 1  # columns
+
+
+def test_patients_outside_the_limits_are_named_beside_their_points():
+    points = [charts.Point(float(i), y=float(i % 3), name=f"p{i:02d}") for i in range(9)] + [charts.Point(4, 9, "far")]
+    drawn = charts.bland_altman(points, bias=1.0, low=-1.0, high=3.0, title="t", unit="ml")
+    assert re.findall(r">([^<]+)</text>", drawn).count("far") == 1 and ">p01</text>" not in drawn
 
 
 def test_thinning_keeps_the_end_and_the_mean():
@@ -118,6 +132,23 @@ def test_thinning_keeps_the_end_and_the_mean():
 def test_numbers_are_written_for_readers():
     assert markup.number(-0.0004) == "0.000" and markup.number(-1.25, 1) == "−1.2"
     assert markup.number(math.nan) == markup.number(None) == "–"
-    assert markup.number(12345.6, 0) == "12,346" and markup.number(0.5, 1, signed=True) == "+0.5"
+    assert markup.number(12345.6, 0) == "12,300" and markup.number(0.5, 1, signed=True) == "+0.5"
+    assert markup.number(0.86949) == "0.869" and markup.number(0.9996) == "1.00" and markup.number(99.96, 2) == "100"
     assert markup.p_value(0.0001) == "< 0.001" and markup.interval(math.nan, 1.0) == ""
     assert markup.element("td", "a < b", class_="n", hidden=False) == '<td class="n">a &lt; b</td>'
+
+
+def test_a_baseline_whose_slices_are_cut_otherwise_is_drawn_over_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 256, (1, 64, 64)).astype(np.uint8)}
+    arrays |= dict.fromkeys(
+        ("truth", "prediction"), np.pad(np.ones((1, 20, 20), np.uint8), ((0, 0), (22, 22), (22, 22)))
+    )
+    np.savez(tmp_path / "ours.npz", **arrays)
+    np.savez(tmp_path / "same.npz", **arrays)
+    np.savez(tmp_path / "other.npz", **arrays | {"image": arrays["image"][:, ::-1]})
+    images_of = {}
+    for name in ("same", "other"):
+        item = evidence.load("case", tmp_path / "ours.npz", tmp_path / f"{name}.npz")
+        images_of[name] = panels.panel(item, "case", "", 64, CARDIAC).count("<image")
+    assert images_of == {"same": 1, "other": 2}

@@ -40,7 +40,7 @@ def page(tmp_path, **changes):
 def test_what_validation_says_of_the_options_stands_in_the_report(tmp_path):
     text = page(tmp_path)
     assert "Chosen on the validation fold: largest component of each structure. The scores of this page" in text
-    assert "+0.0120" in text and "(+0.0040 to +0.0210)" in text and "−0.0100" in text
+    assert "+0.012" in text and "(+0.004 to +0.021)" in text and "−0.010" in text
     assert "<strong>largest component of each structure</strong>" in text
     assert "another checkpoint" not in text
 
@@ -55,7 +55,16 @@ def test_without_a_measurement_the_report_says_how_to_make_one(tmp_path):
 
 
 def row(patient, dice):
-    return {"patient": patient, "phase": "ED", "structure": "LV", "dice": dice, "hd95": 2.0, "assd": 1.0, "empty": ""}
+    return {
+        "patient": patient,
+        "phase": "ED",
+        "structure": "LV",
+        "dice": dice,
+        "hd": 3.0,
+        "hd95": 2.0,
+        "assd": 1.0,
+        "empty": "",
+    }
 
 
 def test_one_patient_has_no_interval():

@@ -6,6 +6,7 @@ jras evaluate --workdir=runs/acdc --config.eval.split=test
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jras_jax import report
 from jras_jax.commands.dataset import data_of
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
+from jras_jax.config.limits import MAX_PATIENTS
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.trained_run import open_run
 from jras_jax.run_folder.layout import RunFolder
@@ -25,21 +27,37 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--output", metavar="FOLDER", help="also write the split's masks as the challenge wants them submitted"
     )
+    p.add_argument(
+        "--evidence", choices=["all"], help="keep every case and show it slice by slice in the report (default: few)"
+    )
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Evaluates; returns the exit status."""
     folder = trained_folder(args, "evaluate")
     enable_compilation_cache()
-    evaluate_and_report(folder, overrides, args.output)
+    evaluate_and_report(folder, overrides, args.output, every_case=args.evidence == "all")
     return 0
 
 
-def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> None:
-    """Evaluates a run and the baseline inside it, prints the scores and writes the report."""
+def evaluate_and_report(
+    folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None, *, every_case: bool = False
+) -> None:
+    """Evaluates a run and the baseline inside it, prints the scores and writes the report.
+
+    Args:
+      folder: of the run.
+      overrides: `--config...` arguments.
+      submission: folder for masks in the challenge's layout.
+      every_case: whether to keep and show the evidence of every case.
+    """
+    if every_case:
+        overrides = (*overrides, f"--config.eval.evidence_cases={MAX_PATIENTS}")
     before = {name: one.checkpoint_step for name, one in folder.evaluations().items()}
     summary = evaluate_one(folder, overrides, submission)
-    baseline = evaluate_one(folder.baseline, overrides) if folder.baseline.config.is_file() else None
+    baseline = None
+    if folder.baseline.config.is_file():  # its masks of the same cases
+        baseline = evaluate_one(folder.baseline, overrides, keep=summary["evidence"])
     if jax.process_index() != 0:
         return
     print_scores(summary, baseline)
@@ -48,15 +66,25 @@ def evaluate_and_report(folder: RunFolder, overrides: tuple[str, ...], submissio
     name = summary["evaluation"]
     if before.get(name) not in (None, summary["checkpoint_step"]):
         say(f"note: replaces the scores of step {before[name]} with those of step {summary['checkpoint_step']}")
-    page = report.write_report(folder.path, split=name, baseline_dir=folder.baseline.path if baseline else None)
+    page = report.write_report(
+        folder.path,
+        split=name,
+        baseline_dir=folder.baseline.path if baseline else None,
+        evidence="all" if every_case else None,
+    )
     say(f"scores: {folder.evaluation(name).summary}\nreport: {page}")
     if submission:
         say(f"masks in the challenge's layout: {submission}")
 
 
-def evaluate_one(folder: RunFolder, overrides: tuple[str, ...], submission: str | None = None) -> dict[str, Any]:
-    """Evaluates one run on its own data set; returns the summary."""
+def evaluate_one(
+    folder: RunFolder,
+    overrides: tuple[str, ...],
+    submission: str | None = None,
+    keep: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary."""
     run = open_run(folder.path, overrides)
     data = data_of(run)
     title = f"evaluating {run.config.eval.split}"
-    return evaluate(run, data, submission=submission, progress=progress(title))
+    return evaluate(run, data, submission=submission, keep=keep, progress=progress(title))

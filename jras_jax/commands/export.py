@@ -5,7 +5,8 @@
     jras export runs/acdc exported/ --onnx
 
 OUTPUT gets model.stablehlo (for any batch size, on CPU, CUDA and TPU; only JAX is needed to run it) and model.json,
-which says what goes in and comes out. The program takes slices on the model grid and gives class probabilities and the
+which says what goes in and comes out. The program takes slices as the model sees them (whole, or crops that this
+project cuts in the frame of the heart) and gives class probabilities and the
 gallery rows that guide each slice.
 
 The gallery is part of the program, unless --gallery_as_argument: whoever has the file then has the gallery's patients'
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
             standalone.save(folder, opened, gallery, it)
             if args.onnx:
                 _save_onnx(folder, opened, gallery, it, args.onnx_batch)
-        _tell(args.output, gallery, it)
+        _tell(args.output, gallery, it, opened.config.dataset.frame)
     return 0
 
 
@@ -89,9 +90,11 @@ def _save_onnx(
     say(f"ONNX differs by at most {difference:.1e} in onnxruntime")
 
 
-def _tell(output: pathlib.Path, gallery: RunGallery | None, it: standalone.Program) -> None:
+def _tell(output: pathlib.Path, gallery: RunGallery | None, it: standalone.Program, frame: str) -> None:
     if gallery is not None and it.takes_gallery:
         say(f"note: {output / standalone.GALLERY} holds the gallery, images and masks of {gallery.table.contents}")
     elif gallery is not None:
         say(f"note: the program contains the gallery, images and masks of {gallery.table.contents}")
+    if frame == "heart":
+        say(f"note: it takes {standalone.CROPS}")
     say(f"{output / standalone.PROGRAM}: {(output / standalone.PROGRAM).stat().st_size / 1e6:.1f} MB")

@@ -2,6 +2,7 @@
 
     jras report RUN_DIR
     jras report RUN_DIR --split=validation
+    jras report RUN_DIR --evidence=all
 
 The page is about one evaluation, the last one made unless --split names another (a folder in RUN_DIR/evaluation). It is
 written into that folder; the page of the last evaluation is RUN_DIR/report.html too.
@@ -22,10 +23,18 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--baseline", metavar="DIR", help="run to compare with (default: RUN_DIR/baseline if it is evaluated)"
     )
     p.add_argument("--output", metavar="FILE", help="write the page to this file alone")
+    p.add_argument(
+        "--evidence",
+        metavar="all|CASE,CASE",
+        help="cases to show slice by slice (default: the worst, the median and the best)",
+    )
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Writes the page; returns the exit status."""
-    written = write_report(args.run_dir, split=args.split, baseline_dir=args.baseline, output=args.output)
+    shown = args.evidence.split(",") if args.evidence and args.evidence != "all" else args.evidence
+    written = write_report(
+        args.run_dir, split=args.split, baseline_dir=args.baseline, output=args.output, evidence=shown
+    )
     print(f"{written} ({written.stat().st_size / 1e6:.1f} MB)")
     return 0

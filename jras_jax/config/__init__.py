@@ -11,13 +11,13 @@ from jras_jax.config.parsing import flatten, override, parse
 from jras_jax.config.recipes import defaults, paper
 from jras_jax.config.schema import Config
 from jras_jax.config.sections_data import Augment, Dataset
-from jras_jax.config.sections_model import Backbone, Fusion, Retrieval, Retriever
+from jras_jax.config.sections_model import Backbone, Fusion, Locator, Retrieval, Retriever
 from jras_jax.config.sections_run import Eval, Loss, Mesh, Optim, Pretrain, Train
 from jras_jax.config.setting import ConfigError
 
 __all__ = [
-    "DECLARABLE", "Augment", "Backbone", "Config", "ConfigError", "Dataset", "Description", "Eval", "Fusion", "Loss",
-    "Mesh", "Optim", "Pretrain", "Retrieval", "Retriever", "Train", "changeable", "check_opened", "check_resumed",
-    "defaults", "describe", "differences", "flatten", "listing", "load", "load_saved", "override", "paper", "parse",
-    "save", "shipped",
+    "DECLARABLE", "Augment", "Backbone", "Config", "ConfigError", "Dataset", "Description", "Eval", "Fusion", "Locator",
+    "Loss", "Mesh", "Optim", "Pretrain", "Retrieval", "Retriever", "Train", "changeable", "check_opened",
+    "check_resumed", "defaults", "describe", "differences", "flatten", "listing", "load", "load_saved", "override",
+    "paper", "parse", "save", "shipped",
 ]  # fmt: skip

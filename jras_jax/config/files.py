@@ -101,12 +101,12 @@ def load_saved(path: str | pathlib.Path) -> ml_collections.ConfigDict:
         tree = files.read_json(path, remedy=remedy)
     except files.FileError as e:
         raise ConfigError(str(e)) from e
-    sections = {key.rpartition(".")[0] for key in SETTINGS} - {""}
+    sections = {key.rpartition(".")[0] for key, setting in SETTINGS.items() if setting.before is None} - {""}
     if wrong := [name for name in sorted(sections) if not isinstance(tree.get(name), dict)]:
         raise ConfigError(f"{path} is damaged (it has no section {wrong[0]}): {remedy}")
     for setting in SETTINGS.values():  # JSON has lists for tuples
         section, _, name = setting.key.rpartition(".")
-        holder = tree.get(section, {}) if section else tree
+        holder = tree.setdefault(section, {}) if section else tree
         if typing.get_origin(setting.hint) is tuple and isinstance(holder.get(name), list):
             holder[name] = tuple(holder[name])
         if setting.before is not None:

@@ -11,7 +11,7 @@ import dataclasses
 
 from jras_jax.config.limits import MAX_SEED
 from jras_jax.config.sections_data import Augment, Dataset
-from jras_jax.config.sections_model import Backbone, Fusion, Retrieval, Retriever
+from jras_jax.config.sections_model import Backbone, Fusion, Locator, Retrieval, Retriever
 from jras_jax.config.sections_run import Eval, Loss, Mesh, Optim, Pretrain, Train
 from jras_jax.config.setting import Setting, setting, settings_of
 
@@ -27,6 +27,7 @@ class Config:
     dataset: Dataset = dataclasses.field(default_factory=Dataset)
     augment: Augment = dataclasses.field(default_factory=Augment)
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
+    locator: Locator = dataclasses.field(default_factory=Locator)
     retriever: Retriever = dataclasses.field(default_factory=Retriever)
     retrieval: Retrieval = dataclasses.field(default_factory=Retrieval)
     fusion: Fusion = dataclasses.field(default_factory=Fusion)

@@ -26,8 +26,28 @@ class Dataset:
     image_size: int = setting(
         256, "S, side of the square model grid in pixels (METHOD: 256)", at_least=16, at_most=2048
     )
+    frame: Literal["heart", "whole"] = setting(
+        "heart",
+        "what the model sees: 'heart', a crop in the frame of the heart, which the locator finds; or 'whole' slices "
+        "(3-D Dice on ACDC at equal cost: docs/STUDY.md)",
+        before="whole",
+    )
+    frame_radius: float = setting(
+        0.2,
+        "radius of the left ventricle with its myocardium on the crop, as a share of the grid's side",
+        at_least=0.05,
+        at_most=0.5,
+        before=0.2,
+    )
+    whole_size: int = setting(
+        64,
+        "side in pixels of the grid to which whole slices are fitted for the locator",
+        at_least=16,
+        at_most=1024,
+        before=64,
+    )
     spacing_mm: float = setting(
-        1.4, "in-plane pixel size of the model grid in mm; 0 keeps the native one", at_least=0, at_most=50
+        1.4, "in-plane pixel size of the grid of whole slices in mm; 0 keeps the native one", at_least=0, at_most=50
     )
     unknown_spacing: Literal["fit", "crop"] = setting(
         "fit", "scans without spacing: 'fit' scales the field of view to the grid, 'crop' keeps native pixels"

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-from jras_jax.config.limits import MAX_STEPS, Rules
+from jras_jax.config.limits import MAX_BATCH, MAX_STEPS, Rules
 from jras_jax.config.setting import setting
 
 
@@ -34,6 +34,16 @@ class Backbone:
         "regular expressions of parameter paths that do not train",
         must=(_are_patterns, "valid regular expressions"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Locator:
+    """The small U-Net that finds the heart in whole slices, trained beside the model (dataset.frame='heart')."""
+
+    base_channels: int = setting(8, "channels of its finest stage", at_least=1, at_most=512, before=8)
+    levels: int = setting(4, "its stages", at_least=2, at_most=8, before=4)
+    batch_size: int = setting(8, "slices per step, over all devices", at_least=1, at_most=MAX_BATCH, before=8)
+    lr: float = setting(3e-3, "peak learning rate", above=0, at_most=1, before=3e-3)
 
 
 @dataclasses.dataclass(frozen=True)

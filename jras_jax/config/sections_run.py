@@ -152,6 +152,17 @@ class Eval:
         "none", "'largest_component' keeps only the largest component of each structure", change="free"
     )
     tta: bool = setting(False, "test-time augmentation: mean over rotations by -10, 0 and 10 degrees", change="free")
+    frame_rounds: int = setting(
+        1,
+        "passes over a volume in the frame of the heart; the second takes its frame from the mask of the first",
+        at_least=1,
+        at_most=5,
+        change="free",
+    )
     evidence_cases: int = setting(
-        8, "number of cases kept for the report", at_least=0, at_most=MAX_PATIENTS, change="free"
+        9,
+        "number of cases kept for the report, evenly over the ranking by Dice; an odd number has the median case",
+        at_least=0,
+        at_most=MAX_PATIENTS,
+        change="free",
     )

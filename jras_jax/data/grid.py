@@ -15,13 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from jras_jax.data import NUM_CLASSES, Volume, axes
+from jras_jax.data.frame import Frame, FrameRule, Located, Placement, Taps, frame_of, placement, sampled, sampling
 
 
 class Grid(NamedTuple):
     """The model grid: side in pixels, their size in mm (0: native), what to do without spacing, percentiles.
 
     `ignore_spacing` treats every scan as one without spacing: for models trained on such scans alone, which know the
-    heart at that scale only.
+    heart at that scale only. With a `frame`, the grid is a crop in the frame of the heart, and `whole` is the grid of
+    the whole slices in which the frame is looked for.
     """
 
     image_size: int
@@ -29,6 +31,13 @@ class Grid(NamedTuple):
     unknown_spacing: str
     percentiles: tuple[float, float]
     ignore_spacing: bool = False
+    frame: FrameRule | None = None
+    whole_size: int = 64
+
+    @property
+    def whole(self) -> Grid:
+        """The grid of the locator, to which every slice is fitted whole."""
+        return self._replace(image_size=self.whole_size, unknown_spacing="fit", ignore_spacing=True, frame=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,7 @@ class GridMap:
     slice_axis: int = 2
     num_classes: int = NUM_CLASSES
 
-    def _oriented(self, volume: np.ndarray) -> np.ndarray:
+    def oriented(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z, ...) as stored -> (rows, columns, Z, ...)."""
         out = np.moveaxis(volume, self.slice_axis, 2)
         out = np.swapaxes(out, 0, 1) if self.transpose else out
@@ -72,17 +81,31 @@ class GridMap:
         x, y, _ = self.shape
         return (y, x) if self.transpose else (x, y)
 
+    def on_scan(self, points: np.ndarray) -> np.ndarray:
+        """Positions (..., 2) on the model grid -> on the oriented slice; rows and columns, in pixels."""
+        return (points - (self.image_size - 1) / 2) / self.scale + (np.array(self._sizes()) - 1) / 2
+
+    def on_model(self, points: np.ndarray) -> np.ndarray:
+        """The way back of `on_scan`."""
+        return (points - (np.array(self._sizes()) - 1) / 2) * self.scale + (self.image_size - 1) / 2
+
+    def voxel(self, row: float, column: float) -> tuple[float, float]:
+        """A position on the oriented slice -> indices along the volume's two in-plane axes, in their stored order."""
+        rows, columns = self._sizes()
+        row = rows - 1 - row if self.flip_rows else row
+        column = columns - 1 - column if self.flip_cols else column
+        return (column, row) if self.transpose else (row, column)
+
     def to_model(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) or (X, Y, Z, C) of any real type -> (Z, S, S) or (Z, S, S, C) float32; 0 outside the scan."""
         (rows, cols), size = self._sizes(), self.image_size
         a = _resampling(size, rows, self.scale[0])
         b = _resampling(size, cols, self.scale[1])
-        return _separable(a, b, np.moveaxis(self._oriented(volume), 2, 0))
+        return _separable(a, b, np.moveaxis(self.oriented(volume), 2, 0))
 
     def labels_to_model(self, mask: np.ndarray) -> np.ndarray:
         """(X, Y, Z) labels -> (Z, S, S) uint8: the class with the largest share of the pixel."""
-        onehot = (mask[..., None] == np.arange(1, self.num_classes)).astype(np.float32)
-        shares = self.to_model(onehot)
+        shares = self.to_model(_onehot(mask, self.num_classes)[..., 1:])
         background = 1.0 - shares.sum(-1, keepdims=True)
         return np.argmax(np.concatenate([background, shares], -1), -1).astype(np.uint8)
 
@@ -115,6 +138,32 @@ class GridMap:
             native[label] = _separable(a, b, probabilities[..., label])
             native[0] -= native[label]
         return np.moveaxis(native, 0, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameMap(GridMap):
+    """How one volume's slices lie on a grid in the frame of the heart.
+
+    Attributes:
+      placement: of the grid on the oriented slice.
+    """
+
+    placement: Placement = dataclasses.field(kw_only=True)
+
+    def to_model(self, volume: np.ndarray) -> np.ndarray:
+        """See `GridMap`."""
+        size = (self.image_size, self.image_size)
+        return sampled(self._way(size, self._sizes(), self.placement), np.moveaxis(self.oriented(volume), 2, 0), size)
+
+    def _resampled_back(self, probabilities: np.ndarray) -> np.ndarray:
+        way = self._way(self._sizes(), (self.image_size, self.image_size), self.placement.inverse())
+        native = sampled(way, probabilities[..., 1:], self._sizes())
+        return np.concatenate([1.0 - native.sum(-1, keepdims=True), native], -1)
+
+    def _way(self, out: tuple[int, int], source: tuple[int, int], place: Placement) -> Taps:
+        shift = self.placement.centre if place is not self.placement else np.full(2, place.middle)
+        points = lambda at: (at - shift) @ place.matrix.T + place.centre  # noqa: E731
+        return sampling(out, source, points, float(np.linalg.norm(place.matrix, axis=0).max()))
 
 
 def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
@@ -183,17 +232,95 @@ def to_uint8(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
 
 
 class VolumeSlices(NamedTuple):
-    """A volume on the model grid: images (Z, S, S) uint8, masks (Z, S, S) uint8 or None, and the map between grids."""
+    """A volume on the model grid.
+
+    Attributes:
+      images: (Z, S, S) uint8. masks: (Z, S, S) uint8 or None.
+      mapping: between the two grids.
+      located: where its frame is; None if the model sees whole slices.
+    """
 
     images: np.ndarray
     masks: np.ndarray | None
     mapping: GridMap
+    located: Located | None = None
+
+    @property
+    def wholes(self) -> np.ndarray:
+        """The slices by which a scan is recognised: they do not depend on a frame that was found."""
+        return self.images if self.located is None else self.located.wholes
 
 
 def volume_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlices:
-    """Brings the slices of one volume, and their masks if it has any, to the model grid."""
-    mapping = grid_map(volume, grid, slice_axis)
+    """Brings the slices of one volume, and their masks if it has any, to the model grid.
+
+    In the frame of the heart this is for labelled volumes: the frame is that of the mask.
+    """
+    if grid.frame is None:
+        return _on_grid(volume, grid, grid_map(volume, grid, slice_axis))
+    whole = volume_slices(volume, grid.whole, slice_axis)
+    frame = true_frame(volume, grid, slice_axis) if volume.mask is not None else None
+    return framed_slices(volume, grid, whole, frame)
+
+
+def framed_slices(volume: Volume, grid: Grid, whole: VolumeSlices, frame: Frame | None) -> VolumeSlices:
+    """The slices of a volume in a frame; without one on the grid of whole slices, `grid` without its frame.
+
+    `whole` is the volume on `grid.whole`.
+    """
+    assert grid.frame is not None
+    axis = whole.mapping.slice_axis
+    mapping = grid_map(volume, grid._replace(frame=None), axis)
+    corners = np.zeros((0, 2))
+    if frame is not None:
+        place = placement(frame, pixel_sizes(volume, grid, mapping), grid.image_size, grid.frame)
+        fields = {f.name: getattr(mapping, f.name) for f in dataclasses.fields(mapping)}
+        mapping = FrameMap(**fields, placement=place)
+        corners = whole.mapping.on_model(place.corners())
+    return _on_grid(volume, grid, mapping)._replace(located=Located(frame, whole.images, corners))
+
+
+def _on_grid(volume: Volume, grid: Grid, mapping: GridMap) -> VolumeSlices:
     images = mapping.to_model(to_uint8(volume.image, grid.percentiles))
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     masks = mapping.labels_to_model(volume.mask) if volume.mask is not None else None
     return VolumeSlices(images, masks, mapping)
+
+
+def pixel_sizes(volume: Volume, grid: Grid, mapping: GridMap) -> tuple[float, float]:
+    """Height and width of an oriented slice's pixels in mm; (1, 1) if the spacing is unknown or ignored."""
+    if not volume.spacing_known or grid.ignore_spacing:
+        return (1.0, 1.0)
+    x, y = (float(volume.spacing[axis]) for axis in axes.slices_last(mapping.slice_axis)[:2])
+    return (y, x) if mapping.transpose else (x, y)
+
+
+def true_frame(volume: Volume, grid: Grid, slice_axis: int = 2) -> Frame | None:
+    """The frame of a labelled volume; None if its mask does not have the structures that make it."""
+    assert grid.frame is not None and volume.mask is not None
+    mapping = grid_map(volume, grid._replace(frame=None), slice_axis)
+    return native_frame(volume, grid, mapping, labels=volume.mask)
+
+
+def native_frame(volume: Volume, grid: Grid, mapping: GridMap, *, labels: np.ndarray) -> Frame | None:
+    """The frame that labels (X, Y, Z), as stored, make; None if there is none."""
+    assert grid.frame is not None
+    shares = np.moveaxis(mapping.oriented(_onehot(labels, mapping.num_classes)), 2, 0)
+    return frame_of(shares, pixel_sizes(volume, grid, mapping), grid.frame)
+
+
+def located_frame(volume: Volume, grid: Grid, whole: GridMap, probabilities: np.ndarray) -> Frame | None:
+    """The frame that the locator's probabilities (Z, L, L, C) on `grid.whole` make; None if there is none."""
+    assert grid.frame is not None
+    sizes = pixel_sizes(volume, grid, whole)
+    steps = (sizes[0] / whole.scale[0], sizes[1] / whole.scale[1])
+    frame = frame_of(probabilities, steps, grid.frame)
+    if frame is None:
+        return None
+    row, column = whole.on_scan(np.zeros(2)) * sizes
+    return frame._replace(row=frame.row + float(row), column=frame.column + float(column))
+
+
+def _onehot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Labels (...) -> (..., C) float32."""
+    return (labels[..., None] == np.arange(num_classes)).astype(np.float32)

@@ -12,6 +12,7 @@ from jras_jax.config import Dataset
 from jras_jax.data import DatasetDescription, Volume, prepared
 from jras_jax.data.description import CARDIAC
 from jras_jax.data.fingerprint import PARTS, fingerprints
+from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
@@ -52,9 +53,23 @@ class RunData:
         return volumes
 
 
-def grid_of(dataset: Dataset) -> Grid:
-    """The model grid of a config's dataset section."""
-    return Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
+    """The model grid of a config's dataset section.
+
+    Raises:
+      UserError: the frame of the heart is wanted of a data set that names no structures for it.
+    """
+    grid = Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+    if dataset.frame == "whole":
+        return grid
+    if not description.frame_structures:
+        raise UserError(
+            f"config.dataset.frame='heart': the data set {description.name} names no structures that make the frame; "
+            "use --config.dataset.frame=whole"
+        )
+    direction = description.structures.get(description.frame_direction or "")
+    rule = FrameRule(description.labels_of(description.frame_structures), direction, dataset.frame_radius)
+    return grid._replace(frame=rule, whole_size=dataset.whole_size)
 
 
 def load(
@@ -97,4 +112,4 @@ def load(
     fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
     if added:
         splits = splits | {"test": sorted([*splits["test"], *added])}
-    return RunData(volumes, splits, grid_of(dataset), scans, description, fingerprint, tuple(added))
+    return RunData(volumes, splits, grid_of(dataset, description), scans, description, fingerprint, tuple(added))

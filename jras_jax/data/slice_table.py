@@ -18,7 +18,19 @@ from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.errors import UserError
 
 # The arrays of a table, one entry per row.
-ROWS = ("images", "masks", "case", "patient", "phase", "slice_index", "position", "vendor", "neighbours")
+ROWS = (
+    "images",
+    "masks",
+    "case",
+    "patient",
+    "phase",
+    "slice_index",
+    "position",
+    "vendor",
+    "neighbours",
+    "wholes",
+    "corners",
+)
 
 
 def base_first(mask: np.ndarray | None, description: DatasetDescription = CARDIAC) -> bool:
@@ -50,6 +62,8 @@ class SliceTable:
       vendor: (N,) int32, index into `vendors`.
       neighbours: (N, 2) int32, rows of the slices before and after in the same volume, -1 none.
       cases, patients, vendors: names.
+      wholes: (N, L, L) uint8, the whole slices where images are crops in the frame of the heart; else (N, 0, 0).
+      corners: (N, 4, 2) float32, the crop's corners in pixels of `wholes`; NaN where there is no crop.
     """
 
     images: np.ndarray
@@ -64,6 +78,14 @@ class SliceTable:
     cases: tuple[str, ...]
     patients: tuple[str, ...]
     vendors: tuple[str, ...]
+    wholes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
+    corners: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4, 2), np.float32))
+
+    def __post_init__(self) -> None:
+        if not len(self.wholes):
+            object.__setattr__(self, "wholes", np.zeros((len(self), 0, 0), np.uint8))
+        if not len(self.corners):
+            object.__setattr__(self, "corners", np.full((len(self), 4, 2), np.nan, np.float32))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +93,11 @@ class SliceTable:
     def describe(self, row: int) -> dict[str, Any]:
         """{'case', 'slice'} of a row, for a program: the slice is an index from 0, a person reads it plus 1."""
         return {"case": self.cases[self.case[row]], "slice": int(self.slice_index[row])}
+
+    @property
+    def known_by(self) -> np.ndarray:
+        """The slices that do not depend on a frame, by which a patient is recognised: (N, L, L) or (N, S, S) uint8."""
+        return self.wholes if self.wholes.size else self.images
 
     @property
     def contents(self) -> str:
@@ -87,10 +114,10 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
     parts: dict[str, list[np.ndarray]] = {
         f: [] for f in ("images", "masks", "case", "patient", "phase", "slice_index", "position")
     }
-    parts |= {"vendor": [], "neighbours": []}
+    parts |= {"vendor": [], "neighbours": [], "wholes": [], "corners": []}
     start = 0
     for number, volume in enumerate(volumes):
-        images, masks, _ = volume_slices(volume, grid)
+        images, masks, _, located = volume_slices(volume, grid)
         masks = np.zeros_like(images) if masks is None else masks
         kept = np.flatnonzero(masks.any((1, 2))) if drop_empty else np.arange(len(images))
         if not len(kept):
@@ -113,6 +140,12 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
         )
         parts["vendor"].append(constant(vendors.index(volume.vendor)))
         parts["neighbours"].append(np.stack([before, after], -1).astype(np.int32))
+        wholes, corners = np.zeros((n, 0, 0), np.uint8), np.full((n, 4, 2), np.nan, np.float32)
+        if located is not None:
+            wholes = located.wholes[kept]
+            corners[:, : len(located.corners)] = located.corners
+        parts["wholes"].append(wholes)
+        parts["corners"].append(corners)
         start += n
     if not start:
         size = grid.image_size

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ def evaluate(
     data: RunData,
     *,
     submission: str | pathlib.Path | None = None,
+    keep: Collection[str] | None = None,
     progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
 ) -> dict[str, Any]:
     """Evaluates a run on `config.eval.split` and writes the files of that evaluation, whole or not at all.
@@ -54,6 +56,7 @@ def evaluate(
       data: its data set, with the run's own splits.
       submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`; each
         patient's are written when they are complete.
+      keep: names of the cases to keep evidence of; None is `eval.evidence_cases` of them.
       progress: wraps the volumes to show how far the evaluation is.
 
     Returns:
@@ -69,22 +72,24 @@ def evaluate(
         export.check(volumes, submission, data.scans, config.dataset.convention)
     gallery = run.train_gallery(data)
     table = gallery.table if gallery else None
-    scores = _Scores()
+    scores = _Scores(run.description.num_classes)
     retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
-    evidence = EvidenceWriter(config.eval.evidence_cases, table)
+    evidence = EvidenceWriter(config.eval.evidence_cases, table, keep)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
     masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
-    for volume, prediction in evaluator.predictions(
-        segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
-    ):
-        masks.add(volume, prediction.labels)
-        evidence.add(volume, prediction, scores.add(volume, prediction))
-        if retrieved is not None:
-            retrieved.add(prediction)
-    summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
-    if jax.process_index() == 0:
-        _write(run, scores, evidence, summary)
+    with contextlib.closing(evidence):
+        for volume, prediction in evaluator.predictions(
+            segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
+        ):
+            masks.add(volume, prediction.labels)
+            evidence.add(volume, prediction, scores.add(volume, prediction))
+            if retrieved is not None:
+                retrieved.add(prediction)
+        summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+        summary["evidence"] = evidence.names
+        if jax.process_index() == 0:
+            _write(run, scores, evidence, summary)
     return summary
 
 
@@ -157,18 +162,23 @@ class _Submission:
 class _Scores:
     """What the volumes scored, as it is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         self.cases: list[dict[str, Any]] = []
         self.positions: list[dict[str, Any]] = []
         self.paper: list[list[dict[str, Any]]] = []
+        self.confusion = np.zeros((classes, classes), np.int64)
+        self.unlocated: list[str] = []
 
     def add(self, volume: Volume, prediction: VolumePrediction) -> float:
         """Scores a volume; returns its mean Dice."""
         assert volume.mask is not None
         rows = evaluator.case_rows(volume, prediction)
+        if prediction.located is not None and prediction.located.frame is None:
+            self.unlocated.append(volume.case)
         self.cases += rows
         self.positions += evaluator.position_rows(volume, prediction)
         self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels, volume.description.structures))
+        self.confusion += metrics.confusion(volume.mask, prediction.labels, len(self.confusion))
         return float(np.mean([r["dice"] for r in rows]))
 
     def uncertainty(self) -> dict[str, Any]:
@@ -202,6 +212,9 @@ def _summary(
     if config.retrieval.enabled and config.retrieval.exclude != "patient":
         warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
         logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
+    if scores.unlocated:
+        names = ", ".join(scores.unlocated[:3]) + (", ..." if len(scores.unlocated) > 3 else "")
+        warnings.append(f"the heart was not found in {len(scores.unlocated)} cases, segmented as whole slices: {names}")
     if config.eval.split == "test" and choose.unmeasured(run):
         warnings.append(choose.UNMEASURED)
     guided_by: dict[str, Any] = {"enabled": config.retrieval.enabled}
@@ -227,9 +240,11 @@ def _summary(
         "unit": units.pop() if len(units) == 1 else "mixed",
         "gallery": guided_by,
         "retrieval": retrieved.summary() if retrieved is not None else {},
+        "frame": _frame(config.dataset.frame, scores),
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
         "clinical": clinical.clinical_summary(scores.cases) if run.description.indices else {},
         "uncertainty": scores.uncertainty(),
+        "confusion": scores.confusion.tolist(),
         "checkpoint_step": run.step,
         "name": config.name,
         "fold": config.dataset.fold,
@@ -239,6 +254,11 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+
+
+def _frame(kind: str, scores: _Scores) -> dict[str, Any]:
+    """What the model saw: whole slices, or crops in the frame of the heart and the cases where it was not found."""
+    return {"kind": kind} | ({"not_found": scores.unlocated} if kind == "heart" else {})
 
 
 def _changes(run: TrainedRun, data: RunData) -> list[str]:

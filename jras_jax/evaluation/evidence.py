@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,31 @@ from jras_jax.data.slice_table import SliceTable
 from jras_jax.inference.segmenter import VolumePrediction
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A scored case, whose arrays wait in a temporary file."""
+
+    case: str
+    dice: float
+    file: pathlib.Path
+
+
 class EvidenceWriter:
-    """Keeps the slices and guides of the worst and the best cases, half of each.
+    """Keeps the slices and guides of some cases, or of all.
+
+    Which ones is known only when all are scored. Until then the arrays of each case, without its guides' images, wait
+    in a temporary folder of the system, so that memory does not grow with the number of cases.
 
     Args:
-      cases: how many to keep; 0 keeps none.
+      cases: how many to keep, evenly over the ranking by Dice, the worst and the best among them; 0 keeps none.
       table: the gallery's slices; None for a run without retrieval.
+      named: the cases to keep instead, by name.
     """
 
-    def __init__(self, cases: int, table: SliceTable | None):
-        self._cases, self._table = cases, table
-        self._kept: list[tuple[float, str, dict[str, Any]]] = []
+    def __init__(self, cases: int, table: SliceTable | None, named: Collection[str] | None = None):
+        self._cases, self._table, self._named = cases, table, named
+        self._seen: list[_Seen] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def check(self, volumes: Iterable[Volume]) -> None:
         """Raises FileError, before the evaluation, for a case that no file can be named after."""
@@ -33,8 +49,8 @@ class EvidenceWriter:
             files.safe_name(volume.case, "case")
 
     def add(self, volume: Volume, prediction: VolumePrediction, dice: float) -> None:
-        """Keeps a case, and drops a middling one if there are more than wanted."""
-        if not self._cases:
+        """Takes a scored case; raises FileError if the temporary folder cannot be written."""
+        if volume.case not in self._named if self._named is not None else not self._cases:
             return
         assert prediction.masks is not None
         arrays = {
@@ -43,35 +59,64 @@ class EvidenceWriter:
             "prediction": np.argmax(prediction.slices.probabilities, -1).astype(np.uint8),
             "dice": np.float32(dice),
         }
+        if prediction.located is not None:
+            arrays |= {"wholes": prediction.located.wholes, "corners": prediction.located.corners}
         if self._table is not None:
-            rows = prediction.slices.indices
-            arrays |= {
-                "guide_images": self._table.images[rows],
-                "guide_masks": self._table.masks[rows],
-                "weights": prediction.slices.weights,
-                "similarity": prediction.slices.similarity,
-                "guide_names": np.array([[_name(self._table, r) for r in row] for row in rows]),
-            }
-        self._kept.append((dice, volume.case, arrays))
-        if len(self._kept) > self._cases:
-            self._kept.sort(key=lambda entry: entry[:2])
-            del self._kept[self._cases // 2]
+            slices = prediction.slices
+            arrays |= {"indices": slices.indices, "weights": slices.weights, "similarity": slices.similarity}
+        try:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="jras_evidence_")
+            file = pathlib.Path(self._folder.name) / f"{len(self._seen)}.npz"
+            np.savez_compressed(file, **arrays)
+        except OSError as e:
+            raise files.FileError(
+                f"the evidence of {volume.case} cannot wait in {tempfile.gettempdir()} ({e.strerror or e}): free space "
+                "there, set TMPDIR to another folder, or keep none with --config.eval.evidence_cases=0"
+            ) from e
+        self._seen.append(_Seen(volume.case, dice, file))
+
+    def _kept(self) -> list[_Seen]:
+        ranked = sorted(self._seen, key=lambda seen: (seen.dice, seen.case))
+        if self._named is not None or len(ranked) <= self._cases:
+            return ranked
+        places = np.rint(np.linspace(0, len(ranked) - 1, self._cases)).astype(int)
+        return [ranked[place] for place in places]
 
     @property
     def names(self) -> list[str]:
-        """The cases that are kept."""
-        return [case for _, case, _ in self._kept]
+        """The cases that are kept, the lowest Dice first."""
+        return [seen.case for seen in self._kept()]
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes CASE.npz of every case that is kept; raises FileError."""
-        for _, case, arrays in self._kept:
+        for seen in self._kept():
+            with np.load(seen.file) as waiting:
+                arrays = self._with_guides(dict(waiting))
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
-            with files.replacing(folder / f"{files.safe_name(case, 'case')}.npz") as temporary:
+            with files.replacing(folder / f"{files.safe_name(seen.case, 'case')}.npz") as temporary:
                 temporary.write_bytes(buffer.getvalue())
+
+    def close(self) -> None:
+        """Removes the temporary folder."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _with_guides(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Looks the guides of each slice up in the gallery's table."""
+        found = dict(arrays)
+        if self._table is None:
+            return found
+        rows = found.pop("indices")
+        return found | {
+            "guide_images": self._table.images[rows],
+            "guide_masks": self._table.masks[rows],
+            "guide_names": np.array([[_name(self._table, r) for r in row] for row in rows]),
+        }
 
 
 def _name(table: SliceTable, row: int) -> str:
     """'patient012 ED slice 3' of a gallery row; slices count from 1, as in the report."""
-    patient, _, phase = table.cases[table.case[row]].rpartition("_")
-    return f"{patient} {phase} slice {table.slice_index[row] + 1}"
+    patient, case = table.patients[table.patient[row]], table.cases[table.case[row]]
+    phase = case.removeprefix(patient).lstrip("_")
+    return " ".join(filter(None, (patient, phase, f"slice {table.slice_index[row] + 1}")))

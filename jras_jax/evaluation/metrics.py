@@ -69,6 +69,12 @@ class Scores:
     empty: str
 
 
+def confusion(reference: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) int64: voxels of each true label (row) that are predicted as each label (column)."""
+    pairs = reference.astype(np.int64).ravel() * classes + prediction.ravel()
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
 def score_structures(
     reference: np.ndarray,
     prediction: np.ndarray,

@@ -60,7 +60,7 @@ def segment_files(
     writing = concurrent.futures.ThreadPoolExecutor(WRITERS, "writer")
     work = _Work(run, gallery, segmenter, writing, _Ends(todo, tell))
     try:
-        for number, opened in _read(run, todo, gallery, reading):
+        for number, opened in _read(run, todo, gallery, segmenter, reading):
             if isinstance(opened, UserError):
                 work.ends.put(number, opened)
                 continue
@@ -77,13 +77,17 @@ def segment_files(
 
 
 def _read(
-    run: TrainedRun, todo: Sequence[Task], gallery: RunGallery | None, reading: concurrent.futures.Executor
+    run: TrainedRun,
+    todo: Sequence[Task],
+    gallery: RunGallery | None,
+    segmenter: Segmenter,
+    reading: concurrent.futures.Executor,
 ) -> Iterator[tuple[int, OpenedScan | UserError]]:
     """The number of each task and its scan, or what is wrong with it; reads up to `AHEAD` scans ahead."""
     left, ahead = iter(todo), collections.deque[concurrent.futures.Future[OpenedScan]]()
     for number in range(len(todo)):
         while len(ahead) < AHEAD and (task := next(left, None)) is not None:
-            ahead.append(reading.submit(open_scan, run, task, gallery))
+            ahead.append(reading.submit(open_scan, run, task, gallery, segmenter))
         try:
             opened = ahead.popleft().result()
         except UserError as e:

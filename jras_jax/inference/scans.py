@@ -16,6 +16,7 @@ import numpy as np
 
 from jras_jax import files
 from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.data.grid import FrameMap
 from jras_jax.errors import UserError, printable
 from jras_jax.inference import maps
 from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
@@ -91,10 +92,11 @@ def segment_file(
     Raises:
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
-    opened = open_scan(run, task, gallery)
+    segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
+    opened = open_scan(run, task, gallery, segmenter)
     for remark in opened.remarks:
         note(remark)
-    segmenter = opened.ready.segmenter(segmenter or run.segmenter(gallery.arrays if gallery else None))
+    segmenter = opened.ready.segmenter(segmenter)
     predicted = [
         segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
         for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
@@ -111,11 +113,11 @@ class OpenedScan(NamedTuple):
     remarks: list[str]
 
 
-def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None) -> OpenedScan:
+def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter: Segmenter) -> OpenedScan:
     """Reads a scan and prepares it; raises as `segment_file` does."""
     scan = nifti.read_scan(task.scan)
     remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
-    ready = run.prepare(frames(scan, run.description), gallery)
+    ready = run.prepare(frames(scan, run.description), gallery, segmenter)
     if gallery is not None and ready.match is not None and ready.match.patients:
         remarks.append(_recognised(run, task.scan, gallery, ready.match))
     return OpenedScan(task, scan, ready, remarks)
@@ -223,8 +225,25 @@ def _evidence(
             agreement = prediction.slices.agreement
             for entry, guides, agreed in zip(slices, gallery.guides(prediction), agreement, strict=True):
                 entry |= {"guides": guides, "guide_agreement": round(float(agreed), 6)}
-        out["frames"].append({"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices})
+        entry = {"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices}
+        if prediction.located is not None:
+            entry["heart"] = _heart(prediction, scan.spacing_known and not run.grid.ignore_spacing)
+        out["frames"].append(entry)
     return out
+
+
+def _heart(prediction: VolumePrediction, in_mm: bool) -> dict[str, Any] | None:
+    """The frame of the heart that the crop was cut by; null if none was found and whole slices were segmented."""
+    assert prediction.located is not None
+    frame, mapping = prediction.located.frame, prediction.mapping
+    if frame is None or not isinstance(mapping, FrameMap):
+        return None
+    return {
+        "centre_voxel": [round(x, 2) for x in mapping.voxel(*map(float, mapping.placement.centre))],
+        "radius": round(frame.radius, 3),
+        "radius_unit": "mm" if in_mm else "voxel",
+        "angle_degrees": round(float(np.degrees(frame.angle)), 2),
+    }
 
 
 def _without_masks(

@@ -16,7 +16,16 @@ from jax.sharding import Mesh
 from jras_jax import mesh
 from jras_jax.data import Volume
 from jras_jax.data.dice import dice
-from jras_jax.data.grid import Grid, GridMap, VolumeSlices, volume_slices
+from jras_jax.data.frame import Located
+from jras_jax.data.grid import (
+    Grid,
+    GridMap,
+    VolumeSlices,
+    framed_slices,
+    located_frame,
+    native_frame,
+    volume_slices,
+)
 from jras_jax.errors import UserError
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
@@ -67,6 +76,7 @@ class VolumePrediction:
       mapping: between the two grids.
       entropy: mean predictive entropy over the predicted foreground and its rim, nats.
       patient: the gallery's number of the volume's patient, for the leak rule; -1 if not in the gallery.
+      located: the frame in which it was segmented; None if the model sees whole slices.
     """
 
     labels: np.ndarray
@@ -76,6 +86,12 @@ class VolumePrediction:
     mapping: GridMap
     entropy: float
     patient: int = -1
+    located: Located | None = None
+
+    @property
+    def wholes(self) -> np.ndarray:
+        """The slices by which the scan is recognised, as `VolumeSlices.wholes`."""
+        return self.images if self.located is None else self.located.wholes
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -97,9 +113,12 @@ class Segmenter:
       device_mesh: where it runs.
       tta: average over small rotations.
       seed: for strategies that draw.
+      rounds: passes over a volume in the frame of the heart; each after the first takes its frame from the mask of the
+        one before.
 
     Attributes:
       program: the forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      locate: the locator's, `locate(variables, images)`.
       angles: of the rotations that are averaged, in degrees; () without test-time augmentation.
       draws: whether guides are drawn, so that slices of several volumes must not share a batch.
       reads_truth: whether guides are chosen by the true masks.
@@ -117,7 +136,9 @@ class Segmenter:
         device_mesh: Mesh,
         tta: bool = False,
         seed: int = 0,
+        rounds: int = 1,
     ):
+        self._rounds = rounds
         self.grid, self.mesh = grid, device_mesh
         self.variables: joint.Variables | None = None
         self.gallery: Gallery | None = None
@@ -130,6 +151,8 @@ class Segmenter:
         self.angles = self.ROTATIONS if tta else ()
         bound = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
         self.program: Any = jax.jit(bound, out_shardings=mesh.replicated(device_mesh))
+        locate = functools.partial(_locate, model=model)
+        self.locate: Any = jax.jit(locate, out_shardings=mesh.replicated(device_mesh))
 
     def using(self, variables: joint.Variables, gallery: Gallery | None) -> Segmenter:
         """This segmenter with variables (on the mesh) and a gallery embedded by them; None for the baseline."""
@@ -173,6 +196,19 @@ class Segmenter:
         parts = [fetched(part) for part in started]
         return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
+    def placed(self, volume: Volume, slice_axis: int = 2) -> VolumeSlices:
+        """A volume on the model grid; in the frame of the heart as the locator finds it, whatever its mask says."""
+        if self.grid.frame is None:
+            return volume_slices(volume, self.grid, slice_axis)
+        whole = volume_slices(volume, self.grid.whole, slice_axis)
+        size, parts = self.batch_size, []
+        for start in range(0, len(whole.images), size):
+            chunk = whole.images[start : start + size]
+            out = self.locate(self.variables, mesh.put_whole(self.mesh, _filled(chunk, size)))
+            parts.append(np.asarray(out)[: len(chunk)])
+        frame = located_frame(volume, self.grid, whole.mapping, np.concatenate(parts))
+        return framed_slices(volume, self.grid, whole, frame)
+
     def started(
         self,
         images: np.ndarray,
@@ -206,21 +242,36 @@ class Segmenter:
 
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
-        slices = slices or volume_slices(volume, self.grid)
-        return on_scan(slices, self.slices(slices.images, patient, rows, slices.masks), patient)
+        placed = slices or self.placed(volume)
+        predicted = self.slices(placed.images, patient, rows, placed.masks)
+        for _ in range(self._rounds - 1 if self.grid.frame is not None else 0):
+            labels = placed.mapping.to_native(predicted.probabilities)
+            frame = native_frame(volume, self.grid, placed.mapping, labels=labels)
+            if frame is None:
+                break
+            whole = volume_slices(volume, self.grid.whole, placed.mapping.slice_axis)
+            placed = framed_slices(volume, self.grid, whole, frame)
+            predicted = self.slices(placed.images, patient, rows, placed.masks)
+        return on_scan(placed, predicted, patient)
 
 
 def on_scan(slices: VolumeSlices, predicted: SlicePredictions, patient: int) -> VolumePrediction:
     """A volume's prediction, brought from the model grid to its native one."""
-    images, masks, mapping = slices
+    images, masks, mapping, located = slices
     entropy = predictive_entropy(predicted.probabilities)
     labels = mapping.to_native(predicted.probabilities)
-    return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient)
+    return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient, located)
 
 
 def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
     """(m, ...) -> (size, ...), filled at the end."""
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+
+
+def _locate(variables: joint.Variables, images: jax.Array, *, model: Callable[[], joint.JointModel]) -> jax.Array:
+    """Whole slices (B, L, L) uint8 -> the locator's probabilities (B, L, L, C)."""
+    apply: Any = model().apply
+    return jax.nn.softmax(apply(variables, images.astype(jnp.float32) / 255.0, method="locate"))
 
 
 def forward(

@@ -28,6 +28,7 @@ from jras_jax.retrieval.selection import Selection
 PROGRAM, FACTS, GALLERY = "model.stablehlo", "model.json", "gallery.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 LIMIT = 2**31 - 2**24  # bytes of constants: the file is a FlatBuffer, which cannot reach 2 GiB
+CROPS = "crops in the frame of the heart, as jras_jax finds and cuts them: the program does neither"
 ROWS = ("embeddings", "images", "masks", "patient", "valid")
 
 Arrays = dict[str, Any]
@@ -170,6 +171,8 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
         },
         "outputs": ["probabilities"],
     }
+    if data.frame == "heart":
+        out["images"] |= {"pixel_mm": None, "orientation": CROPS}
     if gallery is None:
         return out
     table = gallery.table

@@ -22,7 +22,7 @@ from jras_jax import mesh
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
 from jras_jax.data.description import CARDIAC
-from jras_jax.data.grid import Grid, VolumeSlices, volume_slices
+from jras_jax.data.grid import Grid, VolumeSlices
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
@@ -33,8 +33,8 @@ from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import Gallery, HostRows, as_one_patient, gallery_from_table, with_embeddings
 from jras_jax.retrieval.known import KnownPatients, Match
 from jras_jax.retrieval.selection import Selection
-from jras_jax.run_folder import published, stored_arrays
-from jras_jax.run_folder.checkpoints import Checkpoints, check_same_arrays
+from jras_jax.run_folder import best_weights, published
+from jras_jax.run_folder.checkpoints import check_same_arrays
 from jras_jax.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class TrainedRun:
         from jras_jax import joint
 
         wanted = jax.eval_shape(lambda: joint.init_variables(self.model, self.config))
-        check_same_arrays(self.variables, wanted, published.place_of(self.folder, self.step))
+        check_same_arrays(self.variables, wanted, best_weights.place(self.folder, self.step))
         programs.remember(name)
 
     @functools.cached_property
@@ -127,7 +127,9 @@ class TrainedRun:
     @functools.cached_property
     def grid(self) -> Grid:
         """The model grid; it ignores the scans' spacing if no training scan had one."""
-        return grid_of(self.config.dataset)._replace(ignore_spacing=self.splits.get("spacing") == "unknown")
+        return grid_of(self.config.dataset, self.description)._replace(
+            ignore_spacing=self.splits.get("spacing") == "unknown"
+        )
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings (N, dim) float32 of slices (N, S, S) uint8 by this run's retriever."""
@@ -148,11 +150,13 @@ class TrainedRun:
             device_mesh=self.device_mesh,
             tta=config.eval.tta if tta is None else tta,
             seed=config.seed,
+            rounds=config.eval.frame_rounds,
         )
         in_host_memory = gallery is not None and isinstance(gallery.images, HostRows)
         if self.device_mesh.size == 1 and not (segmenter.draws or in_host_memory):
             facts = {"tta": segmenter.angles, "retrieves": selection is not None} | self._facts
             segmenter.program = programs.Kept(segmenter.program, facts)
+            segmenter.locate = programs.Kept(segmenter.locate, facts | {"part": "locator"})
         return segmenter.using(self.variables, gallery)
 
     def table_of(self, volumes: list[Volume]) -> SliceTable:
@@ -297,26 +301,29 @@ class TrainedRun:
         Raises:
           UserError: the run needs a gallery, or the leak rule leaves too few slices of other patients.
         """
-        ready = self.prepare(volumes, gallery)
-        segmenter = ready.segmenter(segmenter or self.segmenter(gallery.arrays if gallery else None))
+        segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
+        ready = self.prepare(volumes, gallery, segmenter)
+        segmenter = ready.segmenter(segmenter)
         predicted = [
             segmenter.slices(s.images, ready.patient, rows, s.masks)
             for s, rows in zip(ready.slices, ready.rows, strict=True)
         ]
         return self.finish(ready, predicted)
 
-    def prepare(self, volumes: list[Volume], gallery: RunGallery | None) -> Prepared:
+    def prepare(self, volumes: list[Volume], gallery: RunGallery | None, segmenter: Segmenter) -> Prepared:
         """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
+
+        In the frame of the heart, the segmenter's locator runs; several threads may call this at once.
 
         Raises:
           UserError: see `segment_volumes`.
         """
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
-        slices = [volume_slices(v, self.grid, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
+        slices = [segmenter.placed(v, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
         if gallery is None:
             return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
-        match = gallery.known.find(volumes[0].patient, [s.images for s in slices])
+        match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
         merged = None
         if self.config.retrieval.exclude == "patient":
             gallery.known.check(match, self.config.retrieval.top_k)
@@ -375,23 +382,8 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    if published.is_published(folder):
-        step, variables = published.read(folder, device_mesh)
-    else:
-        step, variables = _best(config, folder, device_mesh)
+    step, variables = best_weights.read(config, folder, device_mesh)
     description = folder.read_description(config.dataset.name)
     run = TrainedRun(config, folder, variables, step, device_mesh, description)
     run.check_model()
     return run
-
-
-def _best(config: Config, folder: RunFolder, device_mesh: jax.sharding.Mesh) -> tuple[int, joint.Variables]:
-    """The step and the variables of the best checkpoint."""
-    kept = "ema" if config.optim.ema_decay else "params"
-    wanted = stored_arrays.Chosen(
-        lambda path: path[:2] in (("state", kept), ("state", "extra")),
-        lambda shapes: mesh.parameter_shardings(shapes, device_mesh),
-    )
-    best, arrays = Checkpoints(folder).restore_best(wanted)
-    restored = arrays.get("state", {})
-    return best, {"params": restored.get(kept, {}), **restored.get("extra", {})}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -29,8 +31,14 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
     if config.backbone.variant:
         options["variant"] = config.backbone.variant
     backbone = models.create(config.backbone.name, num_classes=num_classes, dtype=dtype, **options)
+    locator = None
+    if config.dataset.frame == "heart":
+        sizes: dict[str, Any] = {"base_channels": config.locator.base_channels, "levels": config.locator.levels}
+        locator = models.create("unet", num_classes=num_classes, dtype=dtype, **sizes)
     if not config.retrieval.enabled:
-        return JointModel(backbone, retriever=None, fusion=None, in_channels=config.backbone.in_channels)
+        return JointModel(
+            backbone, retriever=None, fusion=None, in_channels=config.backbone.in_channels, locator=locator
+        )
     r = config.retriever
     retriever = Retriever(
         variant=r.variant,
@@ -53,6 +61,7 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         fusion=fuse,
         in_channels=config.backbone.in_channels,
         guide_gradient=config.fusion.guide_gradient,
+        locator=locator,
     )
 
 
@@ -63,4 +72,5 @@ def init_variables(model: JointModel, config: Config) -> Variables:
     # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its
     # values depend on how a computation is split.
     key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))
-    return dict(model.init({"params": key, "dropout": dropout}, jnp.zeros((1, size, size)), guides))
+    wholes = jnp.zeros((1, *2 * [config.dataset.whole_size])) if model.locator is not None else None
+    return dict(model.init({"params": key, "dropout": dropout}, jnp.zeros((1, size, size)), guides, wholes))

@@ -37,6 +37,7 @@ class JointModel(nn.Module):
     Attributes:
       backbone, retriever, fusion: see docs/ARCHITECTURE.md for their contracts.
       in_channels: 1, or 3 to repeat grey for weights trained on RGB.
+      locator: the small backbone that finds the heart in whole slices; None if the model sees whole slices itself.
       guide_gradient: whether the encoder also trains through the guides' features. Without it they cost a forward pass
         only; the retriever's gradient, which goes through the weights, is the same.
     """
@@ -46,6 +47,7 @@ class JointModel(nn.Module):
     fusion: nn.Module | None
     in_channels: int = 1
     guide_gradient: bool = False
+    locator: nn.Module | None = None
 
     @property
     def num_classes(self) -> int:
@@ -90,8 +92,17 @@ class JointModel(nn.Module):
         guided = tuple(f.reshape(b, k, *f.shape[1:]) for f in guided)
         return self.backbone.decode(self.fusion.fuse_features(features, guided, shown), size, train)
 
-    def __call__(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
+    def locate(self, wholes: jax.Array) -> jax.Array:
+        """Whole slices (B, L, L) in [0, 1] -> logits (B, L, L, C), which the frame of the heart is made of."""
+        assert self.locator is not None
+        return self.locator(standardise(wholes)[..., None])
+
+    def __call__(
+        self, images: jax.Array, guides: Guides | None, wholes: jax.Array | None = None, train: bool = False
+    ) -> Logits:
         """Touches every parameter, for initialisation."""
+        if self.locator is not None and wholes is not None:
+            self.locate(wholes)
         if self.retriever is not None:
             self.embed_images(images, train)
         return self.segment(images, guides, train)

@@ -44,7 +44,8 @@ def create(name: str, *, variant: str | None = None, **options: Any) -> nn.Modul
     Args:
       name: one of `NAMES`.
       variant: one of `variants(name)`; None takes the model's default. A field given in `options` wins over the
-      variant's. **options: fields of the module, e.g. num_classes, dtype (a dtype or its name).
+        variant's.
+      **options: fields of the module, e.g. num_classes, dtype (a dtype or its name).
 
     Raises:
       UserError: for an unknown name, variant or option.

@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jras_jax.data import PHASES, STRUCTURES
 from jras_jax.evaluation import clinical, statistics
 from jras_jax.evaluation.compare import Comparison, match_rows
 from jras_jax.evaluation.compare import compare as compare_pairs
-from jras_jax.evaluation.metrics import POSITIONS
+from jras_jax.evaluation.metrics import DISTANCES
 from jras_jax.report.files import case_name
 
 Rows = Sequence[Mapping[str, Any]]
-MEASURES = ("dice", "hd95", "assd")
+MEASURES = ("dice", *DISTANCES)
 Estimate = TypeVar("Estimate", statistics.Summary, Comparison)
 
 
@@ -74,13 +73,13 @@ def compare(rows: Rows, baseline: Rows, measures: Sequence[str] = MEASURES) -> d
     return {c.metric: Paired(_without_one(c), unmatched) for c in means}
 
 
-def group_rows(rows: Rows, *columns: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
-    """Rows by the values of columns, structures and phases in the project's order, the rest sorted."""
-    order = {name: i for i, name in enumerate([*STRUCTURES, *PHASES, *POSITIONS])}
+def group_rows(rows: Rows, *columns: str, order: Sequence[str] = ()) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    """Rows by the values of columns: those that `order` names in its order, the rest sorted after them."""
+    ranks = {name: i for i, name in enumerate(order)}
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row.get(c, "")) for c in columns), []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: [(order.get(v, len(order)), v) for v in item[0]]))
+    return dict(sorted(groups.items(), key=lambda item: [(ranks.get(v, len(ranks)), v) for v in item[0]]))
 
 
 def cases(rows: Rows) -> list[Case]:

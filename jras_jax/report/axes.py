@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jras_jax.report.markup import Html, element, number
+from jras_jax.report.markup import Html, element, fixed
 
 MARKERS = ("circle", "square", "triangle", "diamond")  # shapes before colours: a reader may see only the first
 
@@ -54,13 +54,13 @@ def limits(values: Iterable[float], *, include: Sequence[float] = (), about: int
 def tick_label(value: float, step: float) -> str:
     """As many digits as the step between ticks needs; thousands as 20k where the step is in ten thousands."""
     if step >= 10_000 and value:
-        return f"{number(value / 1000, 0)}k"
+        return f"{fixed(value / 1000, 0)}k"
     # In powers of ten only near zero: far from it, all ticks would read alike.
     if abs(step) < 1e-3 and abs(value) <= 20 * abs(step):
         if not value:
             return "0"
         return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
-    return number(value, max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2)
+    return fixed(value, max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +96,15 @@ class Frame:
         # Upright, over the axis: turned text is hard to read and runs into the tick labels.
         return [*parts, text(0, 10, title, class_="axis")] if title else parts
 
-    def x_axis(self, title: str, about: int = 5) -> list[Html]:
-        """Tick labels and a title under the chart."""
+    def x_axis(self, title: str, about: int = 5, *, grid: bool = False) -> list[Html]:
+        """Tick labels and a title under the chart; `grid` draws a line over each tick."""
         at = ticks(*self.x_limits, about)
         step = at[1] - at[0] if len(at) > 1 else 1.0
         base = self.height - self.bottom
         parts: list[Html] = [element("line", x1=self.left, x2=self.width - self.right, y1=base, y2=base, class_="base")]
         for value in at:
+            if grid:
+                parts.append(element("line", x1=self.x(value), x2=self.x(value), y1=self.top, y2=base, class_="grid"))
             parts.append(element("line", x1=self.x(value), x2=self.x(value), y1=base, y2=base + 4, class_="base"))
             parts.append(text(self.x(value), base + 17, tick_label(value, step), anchor="middle", class_="tick"))
         middle = (self.left + self.width - self.right) / 2
@@ -112,6 +114,11 @@ class Frame:
 def text(x: float, y: float, content: Any, *, anchor: str | None = None, **attributes: Any) -> Html:
     """SVG text."""
     return element("text", content, x=float(x), y=float(y), text_anchor=anchor, **attributes)
+
+
+def short(name: str, most: int = 16) -> str:
+    """A name that fits beside an axis or a point; its whole is in the hint."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def svg(width: float, height: float, label: str, *parts: Any, class_: str = "chart") -> Html:

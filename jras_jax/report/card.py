@@ -130,6 +130,8 @@ def _data(c: Contents) -> str:
     folds = f"fold {data.get('fold')} of {data.get('num_folds')} validates, the others train"
     size = f"{data.get('image_size')} x {data.get('image_size')} pixels"
     spacing = f"of {data.get('spacing_mm')} mm" if data.get("spacing_mm") else "of native size"
+    if data.get("frame") == "heart":
+        spacing = "in the frame of the heart, which a locator finds"
     counts = ", ".join(f"{part} {n}" for part, n in c.patients.items())
     named = "splits.json names them" if c.patients_named else "they are not named here"
     return "\n".join(

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax import files
+from jras_jax.data.description import CARDIAC, KNOWN, DatasetDescription
 from jras_jax.errors import UserError
-from jras_jax.evaluation.metrics import DISTANCES, read_cases_csv
+from jras_jax.evaluation.metrics import DISTANCES, POSITIONS, read_cases_csv
 from jras_jax.run_folder.layout import RunFolder
 
 
@@ -33,6 +34,7 @@ class ReportedRun:
       positions: positions.csv, rows as `metrics.position_scores` gives them with patient and phase; empty
         where the file is missing.
       evidence: case name -> .npz file.
+      description: of the data set.
       choices: evaluation/choices.json, which options validation chose; empty where they were not measured.
     """
 
@@ -47,11 +49,17 @@ class ReportedRun:
     positions: Sequence[Mapping[str, Any]]
     evidence: Mapping[str, pathlib.Path]
     choices: Mapping[str, Any]
+    description: DatasetDescription = CARDIAC
 
     @property
     def name(self) -> str:
         """The config's name of the run, or the folder's."""
         return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def order(self) -> list[str]:
+        """Names of structures, phases and slice positions in the order in which the page lists them."""
+        return [*self.description.structures, *self.description.phases, *POSITIONS]
 
     @property
     def unit(self) -> str:
@@ -89,10 +97,11 @@ def read(path: str | pathlib.Path, evaluation: str | None = None) -> ReportedRun
         raise ReportError(
             f"{scores.cases} has {len(cases)} rows, but {scores.summary} counts {counted}: one is not whole; {again}"
         )
+    config = _json(folder.config, _CONFIG, optional)
     return ReportedRun(
         path=folder.path,
         evaluation=scores.name,
-        config=_json(folder.config, _CONFIG, optional),
+        config=config,
         facts=_json(folder.facts, _FACTS, optional),
         splits=_json(folder.splits, _SPLITS, optional),
         metrics=_metrics(folder.metrics, optional),
@@ -101,7 +110,15 @@ def read(path: str | pathlib.Path, evaluation: str | None = None) -> ReportedRun
         positions=read_cases_csv(scores.positions) if scores.positions.is_file() else [],
         evidence={f.stem: f for f in sorted(scores.evidence.glob("*.npz"))},
         choices=_json(folder.choices, _CHOICES, f"make it again with jras choose --workdir={path}, or delete it"),
+        description=_description(folder, config),
     )
+
+
+def _description(folder: RunFolder, config: Mapping[str, Any]) -> DatasetDescription:
+    """The description of the run's data set; runs of earlier versions, which wrote none, are all of the heart."""
+    if folder.dataset.is_file():
+        return folder.read_description("")
+    return KNOWN.get(str((config.get("dataset") or {}).get("name")), CARDIAC)
 
 
 # The kinds of those entries that the page takes apart; others it shows as they are.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
 
 NOTHING = "–"  # what stands in a table where there is no number
 
@@ -16,10 +18,8 @@ NOTHING = "–"  # what stands in a table where there is no number
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-class Html(str):
-    """Text that is HTML already; any other string is escaped where it enters the page."""
-
-    __slots__ = ()
+# Text that is HTML already; any other string is escaped where it enters the page.
+Html = markupsafe.Markup
 
 
 def element(name: str, /, *children: Any, **attributes: Any) -> Html:
@@ -42,9 +42,11 @@ _VOID = {"br", "hr", "input", "link", "meta"}
 _SHAPES = {"circle", "image", "line", "path", "polygon", "polyline", "rect", "use"}
 
 
-def _escaped(value: Any, *, quote: bool) -> str:
-    shown = _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
-    return html.escape(shown, quote=quote)
+def visible(value: Any) -> Any:
+    """A value with the characters spelled out that a reader would not see; Html and numbers stay as they are."""
+    if isinstance(value, Html) or not isinstance(value, str):
+        return value
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def _attribute(key: str, value: Any) -> str:
@@ -55,7 +57,7 @@ def _attribute(key: str, value: Any) -> str:
         return f" {key}"
     if isinstance(value, float):
         value = f"{value:.2f}".rstrip("0").rstrip(".")
-    return f' {key}="{_escaped(value, quote=True)}"'
+    return f' {key}="{markupsafe.escape(visible(str(value)))}"'
 
 
 def _flatten(children: Iterable[Any]) -> Iterable[str]:
@@ -65,7 +67,22 @@ def _flatten(children: Iterable[Any]) -> Iterable[str]:
         elif isinstance(child, Iterable) and not isinstance(child, str):
             yield from _flatten(child)
         elif child is not None:
-            yield _escaped(child, quote=False)
+            yield markupsafe.escape(visible(str(child)))
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("jras_jax.report", "assets"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=lambda value: "" if value is None else visible(value),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **values: Any) -> Html:
+    """A template of `assets/` filled with values; whatever is not Html is escaped."""
+    return Html(_TEMPLATES.get_template(template).render(values))
 
 
 def join(*parts: Any) -> Html:
@@ -73,10 +90,24 @@ def join(*parts: Any) -> Html:
     return Html("".join(_flatten(parts)))
 
 
+SIGNIFICANT = 3  # digits at most of any score: more would claim what no test set of patients can show
+
+
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number with a true minus sign and commas at thousands; a dash where there is none."""
+    """A score: at most `digits` decimals and three significant digits, a true minus sign, commas at thousands.
+
+    A dash stands where there is no number.
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
+    rounded = float(f"{value:.{SIGNIFICANT - 1}e}")
+    if rounded:
+        digits = max(0, min(digits, SIGNIFICANT - 1 - math.floor(math.log10(abs(rounded)))))
+    return fixed(rounded, digits, signed=signed)
+
+
+def fixed(value: float, digits: int, *, signed: bool = False) -> str:
+    """A finite number with so many decimals, a true minus sign and commas at thousands."""
     text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
     if not text.strip("+-0."):
         text = text.lstrip("+-")  # no "-0.000"
@@ -112,25 +143,10 @@ def table(
 ) -> Html:
     """A table whose first column heads its rows; columns after the first `text_columns` are numbers, right-aligned."""
 
-    def cells(row: Sequence[Any]) -> list[Html]:
-        out = []
-        for i, cell in enumerate(row):
-            kind = None if i < text_columns else "n"
-            out.append(element("th", cell, scope="row") if i == 0 else element("td", cell, class_=kind))
-        return out
-
-    head = [element("th", c, scope="col", class_=None if i < text_columns else "n") for i, c in enumerate(header)]
-    body = [element("tr", cells(row)) for row in rows]
-    inner = element(
-        "table",
-        element("caption", caption) if caption else None,
-        element("thead", element("tr", head)),
-        element("tbody", body),
-    )
-    # The box scrolls by itself on a narrow screen; tabindex lets the keyboard scroll it too.
-    label = {"aria_label": caption if isinstance(caption, str) and not isinstance(caption, Html) else "Table"}
-    box = element("div", inner, class_="scroll", tabindex="0", role="region", **label)
-    return join(box, element("p", note, class_="note") if note else None)
+    # The box scrolls by itself on a narrow screen; its name tells a screen reader what it holds.
+    label = str(caption) if isinstance(caption, str) and not isinstance(caption, Html) else "Table"
+    filled = {"header": header, "rows": list(rows), "caption": caption, "text_columns": text_columns, "note": note}
+    return render("table.html", label=label, **filled)
 
 
 def figure_number(value: str, spread: str) -> Html:

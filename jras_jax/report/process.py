@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax.evaluation import statistics
-from jras_jax.report import analysis, charts
+from jras_jax.report import analysis, charts, responsive
 from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import (
     NOTHING,
@@ -35,7 +35,7 @@ CURVES: dict[str, dict[str, str]] = {
         "overlap_loss": "ranking by overlap",
         "contrast_loss": "contrastive",
     },
-    "Validation Dice": {"val/dice": "mean", "val/dice_RV": "RV", "val/dice_MYO": "MYO", "val/dice_LV": "LV"},
+    "Validation Dice": {"val/dice": "mean"},  # and each structure's
     "Dice of retrieved masks, validation": {
         "val/retrieval_dice_1": "best-weighted guide",
         "val/retrieval_dice_k": "mix of k guides",
@@ -66,6 +66,8 @@ def training(run: ReportedRun, baseline: ReportedRun | None) -> Section:
         return section("training", "Training", absent("metrics.csv is missing: no training curves."))
     drawn, used = [], set()
     for title, columns in CURVES.items():
+        if title == "Validation Dice":
+            columns = columns | {f"val/dice_{name}": name for name in run.description.structures}
         lines = [charts.Line(name, run.metrics[c]) for c, name in columns.items() if c in run.metrics]
         used |= set(columns)
         if title == "Validation Dice" and baseline and "val/dice" in baseline.metrics:
@@ -107,7 +109,7 @@ def retriever(run: ReportedRun) -> Section:
         )
         parts += [
             paragraph(explain),
-            charts.levels(rows, title="Dice of the retrieved mask"),
+            responsive.levels(rows, title="Dice of the retrieved mask"),
             paragraph(reading(measures)),
         ]
     others = [(OTHER_MEASURES.get(k, k), number(v)) for k, v in measures.items() if k not in RETRIEVED]
@@ -218,7 +220,7 @@ def options(run: ReportedRun) -> Section:
     for option in found["options"]:
         name = _option_name(option)
         row: list[Any] = [element("strong", name) if name == chosen else name]
-        for key, digits in (("dice", 4), ("hd95", 2)):
+        for key, digits in (("dice", 3), ("hd95", 2)):
             gain, low, high = (option.get(f"{key}_gain{end}") for end in ("", "_low", "_high"))
             shown = figure_number(number(gain, digits, signed=True), interval(low, high, digits, signed=True))
             row += [number(option.get(key), digits), NOTHING if name == "neither" else shown]

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jras_jax.data import PHASES
 from jras_jax.evaluation import clinical, statistics
 from jras_jax.evaluation.compare import FAMILY, LEAST_PATIENTS_FOR_TEST, Comparison
-from jras_jax.report import analysis, charts
+from jras_jax.report import analysis, charts, responsive
 from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import (
     NOTHING,
@@ -27,7 +26,8 @@ from jras_jax.report.markup import (
     table,
 )
 
-TITLES = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD", "hd": "HD", "jaccard": "Jaccard"}
+TITLES = {"dice": "Dice", "hd": "Hausdorff distance", "hd95": "HD95", "assd": "ASSD", "jaccard": "Jaccard"}
+TILES = {"dice": "Mean foreground Dice", "hd95": "Mean HD95", "assd": "Mean ASSD"}
 BETTER = {"dice": "higher is better", "hd95": "lower is better", "assd": "lower is better"}
 
 
@@ -39,6 +39,11 @@ def plural_unit(unit: str) -> str:
 def unit_of(measure: str, unit: str) -> str:
     """' mm' for distances, '' for overlaps."""
     return "" if measure in ("dice", "jaccard") else f" {plural_unit(unit)}"
+
+
+def _title(measure: str, run: ReportedRun) -> str:
+    """A measure's name in a table of all structures; the Hausdorff distance says in how many dimensions it is."""
+    return TITLES[measure] + (f", {run.description.dimensions}-D" if measure == "hd" else "")
 
 
 def digits_of(measure: str) -> int:
@@ -56,8 +61,8 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
             absent("cases.csv is missing: no intervals, tests, breakdowns or plots can be given."),
         )
     own = {m: analysis.summarise(run.cases, m) for m in analysis.MEASURES}
-    tiles = [_tile(m, own[m], run.unit) for m in analysis.MEASURES]
-    parts: list[Any] = [element("div", *tiles, class_="tiles"), _counted(run)]
+    tiles = [_tile(m, own[m], run.unit) for m in TILES]
+    parts: list[Any] = [element("div", *tiles, class_="tiles"), _seeds(run), _counted(run)]
     if baseline is None:
         parts.append(absent("No evaluated baseline was given: whether retrieval helps cannot be read from this page."))
     elif not baseline.cases:
@@ -85,7 +90,7 @@ def _tile(measure: str, summary: statistics.Summary, unit: str) -> Html:
     spread = interval(summary.low, summary.high, digits)
     return element(
         "div",
-        element("h3", {"dice": "Mean foreground Dice", "hd95": "Mean HD95", "assd": "Mean ASSD"}[measure]),
+        element("h3", TILES[measure]),
         element("p", value),
         element("p", f"95% interval {spread}" if spread else "no interval", class_="spread"),
         element("p", BETTER[measure], class_="hint"),
@@ -93,13 +98,21 @@ def _tile(measure: str, summary: statistics.Summary, unit: str) -> Html:
     )
 
 
+def _seeds(run: ReportedRun) -> Html:
+    """That the page shows one training run, whose seed the intervals say nothing about."""
+    seed = run.config.get("seed", run.facts.get("seed"))
+    which = f"One seed ({seed})" if seed is not None else "One seed"
+    text = "a single training run. The intervals cover the choice of patients, not the chance of training."
+    return paragraph(element("strong", which), f": {text}")
+
+
 def _counted(run: ReportedRun) -> Html:
     """Over what the means go, and what is in no mean."""
     patients = len({r["patient"] for r in run.cases})
     found = {kind: sum(r.get("empty") == kind for r in run.cases) for kind in ("both", "reference", "prediction")}
     text = (
-        f"Means over {plural(len(run.cases), 'structure')} (RV, myocardium and LV of every case) of "
-        f"{plural(patients, 'patient')}, in three dimensions. "
+        f"Means over {plural(len(run.cases), 'structure')} ({', '.join(run.description.structures)} of every case) of "
+        f"{plural(patients, 'patient')}, in {'three' if run.description.dimensions == 3 else 'two'} dimensions. "
         f"Intervals: bootstrap over patients, {statistics.RESAMPLES:,} draws."
     )
     one = found["reference"] + found["prediction"]
@@ -132,7 +145,7 @@ def _against(run: ReportedRun, baseline: ReportedRun, own: Mapping[str, statisti
         other, c = analysis.summarise(baseline.cases, measure), paired.comparison
         rows.append(
             (
-                f"{TITLES[measure]}{',' if unit else ''}{unit}",
+                f"{_title(measure, run)}{',' if unit else ''}{unit}",
                 with_interval(own[measure].mean, low=own[measure].low, high=own[measure].high, digits=digits),
                 with_interval(other.mean, low=other.low, high=other.high, digits=digits),
                 with_interval(c.difference, low=c.low, high=c.high, digits=digits, signed=True),
@@ -155,7 +168,7 @@ def _against(run: ReportedRun, baseline: ReportedRun, own: Mapping[str, statisti
         paragraph(element("strong", verdict(dice))),
         table(header, rows, caption=f"{run.name} against the baseline, {baseline.name}", note=note + "."),
         element("h3", "Patient by patient"),
-        charts.differences(per_patient, title="Dice, run − baseline"),
+        responsive.differences(per_patient, title="Dice, run − baseline"),
         paragraph(
             f"{better} of {plural(len(per_patient), 'patient')} score higher than with the baseline (circles), "
             f"{sum(v < 0 for _, v in per_patient)} lower (squares).",
@@ -169,7 +182,7 @@ def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
     both = {"This run": run.summary.get("paper_2d")}
     both |= {"Baseline": baseline.summary.get("paper_2d")} if baseline else {}
     rows = [
-        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 4), _mean_sd(p, "hd_2d_px", 4), p.get("n_no_distance"))
+        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 3), _mean_sd(p, "hd_2d_px", 2), p.get("n_no_distance"))
         for name, p in both.items()
         if p
     ]
@@ -216,7 +229,7 @@ def clinical_section(run: ReportedRun) -> Section:
     """Clinical indices: agreement table and Bland-Altman plots."""
     title = "Clinical indices"
     phases = {r["phase"] for r in run.cases}
-    if not run.cases or not phases & set(PHASES):
+    if not run.cases or not phases & set(run.description.phases):
         return section("clinical", title, absent("Needs cases.csv with the phases ED and ES."))
     found = analysis.clinical_indices(run.cases)
     if not found:

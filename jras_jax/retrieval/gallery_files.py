@@ -97,7 +97,8 @@ def read(
         arrays = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError) as e:
         raise GalleryError(f"{path} is not a readable safetensors file ({e}); make it again with {how}") from e
-    fields: dict[str, Any] = {name: arrays[name] for name in ROWS}
+    later = {"wholes", "corners"} - arrays.keys()  # which galleries of earlier versions, of whole slices, do not have
+    fields: dict[str, Any] = {name: arrays[name] for name in ROWS if name not in later}
     fields |= {key: tuple(facts[key]) for key in ("cases", "patients", "vendors")}
     return SliceTable(**fields), arrays["embeddings"]
 

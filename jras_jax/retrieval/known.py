@@ -48,7 +48,7 @@ class KnownPatients:
     def __init__(self, table: SliceTable):
         self._table = table
         self._rows: dict[bytes, list[int]] = {}
-        for row, image in enumerate(table.images):
+        for row, image in enumerate(table.known_by):
             if image.min() < image.max():  # an empty slice could be anybody's
                 self._rows.setdefault(image.tobytes(), []).append(row)
         self._keys: dict[str, list[int]] = {}
@@ -60,7 +60,7 @@ class KnownPatients:
 
         Args:
           name: of the scan, such as patient001_frame12.
-          volumes: its frames, each (Z, S, S) uint8, slices on the model grid.
+          volumes: its frames, each (Z, S, S) uint8, as `VolumeSlices.wholes`.
         """
         found = [[self._rows.get(image.tobytes(), []) for image in images] for images in volumes]
         patients = {int(self._table.patient[row]): PIXELS for frame in found for rows in frame for row in rows}

@@ -110,11 +110,6 @@ def read(folder: RunFolder, device_mesh: jax.sharding.Mesh) -> tuple[int, dict[s
     return facts["step"], jax.device_put(tree, mesh.parameter_shardings(tree, device_mesh))
 
 
-def place_of(folder: RunFolder, step: int) -> pathlib.Path:
-    """Where the weights of a run are, for messages."""
-    return folder.weights if is_published(folder) else folder.checkpoints / str(step)
-
-
 def check_named(splits: Mapping[str, Any], folder: RunFolder) -> None:
     """Raises UserError if the run was published without the names that its splits need."""
     if splits.get("patients_named") is False:

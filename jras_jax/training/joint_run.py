@@ -38,6 +38,7 @@ class TrainingRun(Task):
     Attributes:
       step: of `compile_step`.
       changes: settings that differ from those of the resumed run, {key: (before, now)}.
+      wholes: every training slice on the locator's grid; None if there is no locator.
     """
 
     data: RunData
@@ -46,6 +47,7 @@ class TrainingRun(Task):
     segmenter: Segmenter
     gallery: LiveGallery | None
     changes: dict[str, tuple[str, str]]
+    wholes: SliceTable | None
 
     def arrays(self) -> dict[str, Any]:
         """The state, and the embeddings, which are older than it between two refreshes."""
@@ -80,11 +82,21 @@ class TrainingRun(Task):
         """See `Task`."""
         r = self.config.retrieval
         rows = next(self.batches)
-        batch = mesh.put_rows(self.mesh, rows)
+        batch = mesh.put_rows(self.mesh, rows | self._located_rows(done))
         arrays, cache = (self.gallery.arrays, self.gallery.cache) if self.gallery else (None, None)
         contrast = self.gallery is not None and r.contrast_weight > 0 and done % r.contrast_every == 0
         self.state, metrics = self.step(self.state, batch, arrays, cache, contrast)
         return dict(metrics), rows["row"]
+
+    def _located_rows(self, done: int) -> dict[str, np.ndarray]:
+        """This host's slices for the locator in the step after `done` steps, drawn by the seed and the step alone."""
+        if self.wholes is None:
+            return {}
+        devices, hosts = self.mesh.shape["data"], jax.process_count()
+        size = -(-self.config.locator.batch_size // devices) * devices
+        drawn = np.random.default_rng((self.config.seed, done)).integers(0, len(self.wholes), size)
+        own = drawn[size // hosts * jax.process_index() :][: size // hosts]
+        return {"whole": self.wholes.images[own], "whole_mask": self.wholes.masks[own]}
 
     @property
     def validates(self) -> bool:
@@ -160,6 +172,9 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
     table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
+    wholes = None
+    if data.grid.frame is not None:
+        wholes = slice_table(data.part("train"), data.grid.whole, drop_empty=False)
     batches = Batches(table, config.train.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count())
     model = joint.build_model(config, data.description)
     fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
@@ -172,6 +187,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         device_mesh=device_mesh,
         tta=config.eval.tta,
         seed=config.seed,
+        rounds=config.eval.frame_rounds,
     )
     name = folder.path.name
     run = TrainingRun(
@@ -190,6 +206,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         segmenter=segmenter,
         gallery=gallery,
         changes=changes,
+        wholes=wholes,
     )
     run.resume()
     if gallery is not None and config.retriever.trained_blocks >= 0:

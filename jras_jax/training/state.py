@@ -66,7 +66,7 @@ def learning_rates(optim: Optim, num_steps: int, step: int) -> dict[str, float]:
 
 
 def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
-    """'backbone', 'retriever' or 'frozen' for each parameter.
+    """'backbone', 'retriever', 'locator' or 'frozen' for each parameter.
 
     Args:
       params: {'backbone', 'retriever', 'fusion'} -> parameters or their shapes.
@@ -84,6 +84,8 @@ def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
         if name.startswith("retriever/"):
             constant = is_frozen(name.removeprefix("retriever/"), r.variant, r.trained_blocks, r.lora_rank)
             return "frozen" if constant else "retriever"
+        if name.startswith("locator/"):
+            return "locator"
         hits = [p for p, regex in patterns if regex.search(name)]
         used.update(hits)
         return "frozen" if hits else "backbone"
@@ -95,13 +97,16 @@ def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
     return groups
 
 
-def build_optimizer(groups: Any, o: Optim, num_steps: int) -> optax.GradientTransformation:
+def build_optimizer(groups: Any, o: Optim, num_steps: int, lr_locator: float = 0.0) -> optax.GradientTransformation:
     """One optimiser: the global clip first, then one schedule per group; frozen parameters get no state at all.
+
+    The locator shares no parameter with the rest, so it is clipped by itself.
 
     Args:
       groups: of `parameter_groups`.
       o: the config's section.
       num_steps: length of the run, for the schedules.
+      lr_locator: the locator's peak learning rate, for a model that has one.
     """
 
     def one(peak: float) -> optax.GradientTransformation:
@@ -115,11 +120,16 @@ def build_optimizer(groups: Any, o: Optim, num_steps: int) -> optax.GradientTran
             optax.add_decayed_weights(o.weight_decay, mask=decay), optax.sgd(rate, momentum=0.99, nesterov=True)
         )
 
+    kinds = set(jax.tree.leaves(groups))
     frozen = jax.tree.map(lambda g: g == "frozen", groups)
     parts = [optax.masked(optax.set_to_zero(), frozen)]  # before the norm, which they must not enter
     if o.grad_clip:
-        parts.append(optax.clip_by_global_norm(o.grad_clip))
+        clip = optax.clip_by_global_norm(o.grad_clip)
+        others = jax.tree.map(lambda g: g != "locator", groups)
+        parts.append(optax.masked(clip, others) if "locator" in kinds else clip)
     transforms = {"backbone": one(o.lr_backbone), "retriever": one(o.lr_retriever), "frozen": optax.set_to_zero()}
+    if "locator" in kinds:
+        transforms["locator"] = optax.chain(optax.clip_by_global_norm(1.0), one(lr_locator))
     return optax.chain(*parts, optax.multi_transform(transforms, groups))
 
 
@@ -139,7 +149,7 @@ def create_state(
     """
     shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
     groups = parameter_groups(shapes["params"], config.backbone.frozen, config.retriever)
-    tx = build_optimizer(groups, config.optim, config.train.num_steps)
+    tx = build_optimizer(groups, config.optim, config.train.num_steps, config.locator.lr)
 
     if initial is None:
         initial = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())

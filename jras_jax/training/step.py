@@ -27,7 +27,8 @@ from jras_jax.retrieval.search import gather_rows
 from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]  # image, mask (B, S, S) uint8; patient, row (B,) int32
+# image, mask (B, S, S) uint8; patient, row (B,) int32; for a locator also whole, whole_mask (b, L, L) uint8
+Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
@@ -144,6 +145,10 @@ def joint_loss(
         term = _contrastive_term(variables, images, labels, embeddings, gallery, queries, terms)
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
+    if "whole" in batch:
+        term = _locator_term(variables, batch, jax.random.fold_in(key, 1), terms)
+        metrics["locator_loss"] = term
+        loss += term
     full = logits if isinstance(logits, jax.Array) else logits[0]
     dice = losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes)
     metrics |= {"loss": loss, "dice": dice.mean()}
@@ -180,6 +185,13 @@ def _overlap_term(
         temperature=r.temperature,
         sharpness=r.overlap_sharpness,
     )
+
+
+def _locator_term(variables: joint.Variables, batch: Batch, key: jax.Array, terms: LossTerms) -> jax.Array:
+    """The segmentation loss of whole slices, from which the locator alone learns."""
+    wholes, masks = batch["whole"].astype(jnp.float32) / 255.0, batch["whole_mask"].astype(jnp.int32)
+    images, labels = augment(key, wholes, masks, terms.augment)
+    return losses.segmentation_loss(terms.apply(variables, images, method="locate"), labels)[0]
 
 
 def _contrastive_term(

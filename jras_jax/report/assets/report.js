@@ -20,9 +20,28 @@ for (const panel of document.querySelectorAll(".panel")) {
     box.addEventListener("change", apply);
     apply();
   }
+  const blink = panel.querySelector("input[data-blink]");
+  if (blink) {
+    const apply = () => panel.classList.toggle("blink", blink.checked);
+    blink.addEventListener("change", apply);
+    apply();
+  }
   // A reload keeps the slider where the reader left it: show what it says.
   show(Number(slider.value) - 1);
 }
+
+// A table that is wider than its box says so; one that fits is no stop for the keyboard.
+const scrolls = () => {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    box.classList.toggle("scrolls", wide);
+    box.previousElementSibling.hidden = !wide;
+    if (wide) { box.setAttribute("tabindex", "0"); } else { box.removeAttribute("tabindex"); }
+  }
+};
+addEventListener("resize", scrolls);
+document.querySelectorAll("details").forEach((d) => d.addEventListener("toggle", scrolls));
+scrolls();
 
 // On paper nothing can be opened: print what is folded away, then fold it again.
 let opened = [];

@@ -1,0 +1,139 @@
+"""A run in the frame of the heart, from training to prediction."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+
+from jras_jax.commands import cli
+from jras_jax.evaluation.evaluate import evaluate
+from jras_jax.inference.trained_run import open_run
+from jras_jax.retrieval import gallery_files
+from jras_jax.run_folder.layout import RunFolder
+
+FRAMED = {
+    "dataset__frame": "heart",
+    "dataset__whole_size": 32,
+    "locator__base_channels": 8,
+    "locator__levels": 3,
+    "locator__batch_size": 16,
+    "locator__lr": 0.01,
+    "train__num_steps": 60,
+    "train__eval_every": 60,
+    "train__checkpoint_every": 60,
+    "train__log_every": 30,
+    "eval__batch_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def framed(tiny, tmp_path_factory):
+    return tiny.train(tmp_path_factory.mktemp("framed") / "run", **FRAMED)
+
+
+@pytest.fixture(scope="module")
+def opened(framed):
+    return open_run(framed)
+
+
+@pytest.fixture(scope="module")
+def data(opened, tiny):
+    return tiny.data(opened)
+
+
+def test_the_locator_finds_the_hearts_of_unseen_patients(opened, data):
+    segmenter = opened.segmenter(opened.train_gallery(data).arrays)
+    for volume in data.part("test"):
+        located = segmenter.placed(volume).located
+        assert located.frame is not None, volume.case
+        # What the scan's own mask says must not matter: a scan to segment has none.
+        without = segmenter.placed(dataclasses.replace(volume, mask=None))
+        assert without.located.frame == located.frame
+
+
+def test_the_gallery_keeps_the_whole_slices_and_where_the_crop_is(opened, data):
+    gallery = opened.train_gallery(data)
+    assert gallery.table.wholes.shape[1:] == (32, 32) and np.isfinite(gallery.table.corners).all()
+    again, _ = gallery_files.read(opened.folder.gallery)
+    np.testing.assert_array_equal(again.wholes, gallery.table.wholes)
+    np.testing.assert_array_equal(again.corners, gallery.table.corners)
+
+
+def test_a_patient_of_the_gallery_is_recognised_by_whole_slices(opened, data):
+    """The crop of a scan depends on the frame that is found, so it cannot be compared with the gallery's."""
+    gallery = opened.train_gallery(data)
+    volume = data.part("train")[0]
+    scan = dataclasses.replace(volume, mask=None, patient="someone")
+    prediction = opened.segment_volumes([scan], gallery)[0]
+    match = gallery.known.find("someone", [prediction.wholes])
+    assert [gallery.table.patients[n] for n in match.patients] == [volume.patient]
+    own = gallery.table.patients.index(volume.patient)
+    assert own not in gallery.table.patient[prediction.slices.indices]
+
+
+def test_an_evaluation_names_the_frame(opened, data):
+    summary = evaluate(opened, data)
+    assert summary["frame"] == {"kind": "heart", "not_found": []}
+    with np.load(next(opened.folder.evaluation("test").evidence.glob("*.npz"))) as evidence:
+        assert evidence["wholes"].shape[1:] == (32, 32) and evidence["corners"].shape == (4, 2)
+
+
+def test_predict_writes_the_frame(framed, tiny, data, tmp_path):
+    scan = next(tiny.data_dir.rglob("testing/*/*_frame01.nii.gz"))
+    command = ["predict", f"--workdir={framed}", f"--input={scan}", f"--output={tmp_path}"]
+    assert cli.main(command) == 0
+    heart = json.loads(next(tmp_path.glob("*.json")).read_text())["frames"][0]["heart"]
+    mask = np.asarray(nib.load(next(tmp_path.glob("*.nii.gz"))).dataobj)
+    assert heart["radius_unit"] == "mm" and 10 < heart["radius"] < 60
+    middle = np.argwhere(mask > 0)[:, :2].mean(0)
+    assert np.linalg.norm(middle - heart["centre_voxel"]) < 25
+
+
+def test_a_heart_that_is_not_found_is_counted_and_named(opened, data):
+    variables = jax.tree.map(lambda x: x, opened.variables)
+    head = variables["params"]["locator"]["head_0"]
+    head["bias"] = head["bias"].at[0].add(1000.0)  # this locator sees background everywhere
+    blind = dataclasses.replace(opened, variables=variables)
+    volume = data.part("test")[0]
+    prediction = blind.segmenter(blind.train_gallery(data).arrays).volume(volume)
+    assert prediction.located.frame is None and prediction.labels.shape == volume.image.shape
+    summary = evaluate(blind, data)
+    cases = [v.case for v in data.part("test")]
+    assert summary["frame"]["not_found"] == cases
+    assert any(f"not found in {len(cases)} cases" in line for line in summary["warnings"])
+
+
+def test_a_second_round_takes_the_frame_from_the_mask_of_the_first(framed, data):
+    once, twice = open_run(framed), open_run(framed, ["--config.eval.frame_rounds=2"])
+    volume = data.part("test")[0]
+    a, b = (run.segmenter(run.train_gallery(data).arrays).volume(volume) for run in (once, twice))
+    assert a.located.frame != b.located.frame
+
+
+def test_a_run_of_an_earlier_version_saw_whole_slices(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config["locator"]
+    for name in ("frame", "frame_radius", "whole_size"):
+        del config["dataset"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    run = open_run(folder)
+    assert run.config.dataset.frame == "whole" and run.grid.frame is None and run.model.locator is None
+
+
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tiny, tmp_path):
+    short = FRAMED | {"train__num_steps": 4, "train__eval_every": 4, "train__checkpoint_every": 2}
+    whole = tiny.train(tmp_path / "whole", **short)
+    half = tiny.train(tmp_path / "half", **short)
+    for step in RunFolder(half).checkpoints.iterdir():
+        if step.name == "4":
+            shutil.rmtree(step)
+    tiny.train(half, **short)
+    rows = [(folder / "metrics.csv").read_text().splitlines()[-1].split(",") for folder in (whole, half)]
+    columns = (whole / "metrics.csv").read_text().splitlines()[0].split(",")
+    same = [i for i, name in enumerate(columns) if "seconds" not in name and "per_s" not in name]
+    assert [rows[0][i] for i in same] == [rows[1][i] for i in same]
