@@ -9,7 +9,7 @@ import argparse
 
 import jax
 
-from jras_jax.commands.dataset import load_data
+from jras_jax.commands.dataset import data_of
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_choices, progress, say
 from jras_jax.evaluation.choose import choose
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     folder = trained_folder(args, "choose")
     enable_compilation_cache()
     opened = open_run(folder.path, overrides)
-    data = load_data(opened.config.dataset, opened.splits, opened.config.protocol)
+    data = data_of(opened)
     result = choose(opened, data, progress=lambda title, volumes: progress(title)(volumes))
     if jax.process_index() == 0:
         print_choices(result)

@@ -27,6 +27,8 @@ COMMANDS = {
     "predict": "segment new scans",
     "choose": "measure on validation whether post-processing and test-time augmentation help",
     "gallery": "make or change a gallery of labelled scans",
+    "export": "write a trained model as a program that runs without this project",
+    "publish": "write a trained model, with a model card, as a folder for the Hugging Face hub",
     "score": "score folders of masks against reference masks",
     "compare": "compare two evaluated runs, case by case",
     "report": "write the report of an evaluated run",
@@ -37,7 +39,7 @@ COMMANDS = {
 }
 OLD_NAMES = {"pretrain_retriever": "pretrain"}  # of --mode
 # Commands that run on devices, perhaps on several hosts.
-NEED_A_JOB = ("train", "pretrain", "evaluate", "predict", "choose", "gallery")
+NEED_A_JOB = ("train", "pretrain", "evaluate", "predict", "choose", "gallery", "export", "publish")
 # What takes less memory of the device.
 SMALLER = {
     "train": "set config.train.microbatches=2 or more (the same loss, one more forward pass), config.train.remat=True "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tfds_builders
 from jras_jax import files
@@ -13,6 +13,10 @@ from jras_jax.data.description import KNOWN
 from jras_jax.data.load import RunData, load
 from jras_jax.errors import UserError
 from jras_jax.hosts import first_host_first
+from jras_jax.run_folder import published
+
+if TYPE_CHECKING:
+    from jras_jax.inference.trained_run import TrainedRun
 
 
 def describe(dataset: Dataset) -> DatasetDescription:
@@ -73,6 +77,12 @@ def load_data(dataset: Dataset, splits: dict[str, Any] | None = None, protocol: 
         folder = tfds_builders.build(builder, manual, cache, say=_say_phantom if dataset.name == "phantom" else print)
         scans = tfds_builders.scans_root(builder, manual)  # what exports look for their scans in
     return load(folder, dataset, scans=str(scans), splits=splits, protocol=protocol)
+
+
+def data_of(run: TrainedRun) -> RunData:
+    """The data set of a trained run, with its own splits; raises UserError as `load_data`, or if they have no names."""
+    published.check_named(run.splits, run.folder)
+    return load_data(run.config.dataset, run.splits, run.config.protocol)
 
 
 def _say_phantom(line: str) -> None:

@@ -13,7 +13,7 @@ import jax
 
 from jras_jax import report
 from jras_jax.commands import folds
-from jras_jax.commands.dataset import load_data
+from jras_jax.commands.dataset import data_of
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, print_scores, progress, say
 from jras_jax.config.limits import MAX_PATIENTS
@@ -114,7 +114,7 @@ def evaluate_one(
 ) -> dict[str, Any]:
     """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary."""
     run = open_run(folder.path, overrides)
-    data = load_data(run.config.dataset, run.splits, run.config.protocol)
+    data = data_of(run)
     controls = run.config.retrieval.enabled and run.config.eval.certificate
     shown = progress(f"evaluating {run.config.eval.split}{', with control guides too' if controls else ''}")
     return evaluate(run, data, submission=submission, keep=keep, progress=lambda volumes: watched(shown(volumes)))

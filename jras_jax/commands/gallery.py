@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from jras_jax.commands.dataset import load_data
+from jras_jax.commands.dataset import data_of
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.data import own
@@ -99,7 +99,7 @@ def _start(
         table, embeddings = gallery_files.read(args.gallery, run.fingerprint)
         return table, {image.tobytes(): e for image, e in zip(table.images, embeddings, strict=True)}
     if args.split is not None:
-        data = load_data(run.config.dataset, run.splits, run.config.protocol)
+        data = data_of(run)
         for warning in provenance.data_changes(run.folder.facts, data):
             say(f"note: {warning}")
         return run.table_of(data.part(args.split)), {}

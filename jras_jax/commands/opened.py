@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 from jras_jax.errors import UserError
+from jras_jax.run_folder import published
 from jras_jax.run_folder.layout import RunFolder
+
+_WRITE = ("evaluate", "choose")  # commands whose results go into the run's folder
 
 
 def add_workdir(p: argparse.ArgumentParser) -> None:
     """The options of every command that opens a trained run."""
-    p.add_argument("--workdir", help="folder of a trained run")
+    p.add_argument("--workdir", help="folder of a trained run; also hf:org/name on the Hugging Face hub")
     p.add_argument("--config", help=argparse.SUPPRESS)
 
 
@@ -20,4 +23,10 @@ def trained_folder(args: argparse.Namespace, command: str) -> RunFolder:
         raise UserError(f"{command} needs --workdir=FOLDER of a trained run")
     if args.config:
         raise UserError(f"{command} reads the run's own settings from --workdir; leave --config out")
+    if published.is_hub(args.workdir) and command in _WRITE:
+        name = args.workdir.removeprefix(published.HUB).partition("@")[0]
+        raise UserError(
+            f"{command} writes into the run's folder: download it with hf download {name} --local-dir FOLDER and give "
+            "--workdir=FOLDER"
+        )
     return RunFolder(args.workdir)

@@ -22,7 +22,7 @@ from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription
 from jras_jax.errors import UserError
-from jras_jax.run_folder import lock, run_log
+from jras_jax.run_folder import lock, run_log, trackers
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, joint_run
@@ -74,6 +74,7 @@ def read_config(args: argparse.Namespace, overrides: tuple[str, ...]) -> tuple[C
     folder = RunFolder(args.workdir or f"runs/{config.name}")
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"--workdir={folder}: a file of that name is there; choose another folder")
+    trackers.check(config.train.trackers)
     return config, folder
 
 

@@ -90,6 +90,13 @@ class Train:
         10, "steps in a row with a loss or update that is not finite, skipped, that end the run", at_least=1,
         at_most=MAX_STEPS, change="resume",
     )  # fmt: skip
+    trackers: tuple[str, ...] = setting(
+        ("tensorboard",),
+        "where the run is followed beside metrics.csv: some of 'tensorboard', 'mlflow', 'wandb', which their own "
+        "environment variables set up",
+        must=(lambda names: set(names) <= {"tensorboard", "mlflow", "wandb"}, "some of tensorboard, mlflow, wandb"),
+        change="resume",
+    )
     with_baseline: bool = setting(
         False, "whether to train the same run without retrieval too, in WORKDIR/baseline", change="resume"
     )

@@ -38,7 +38,7 @@ def read(source: str) -> Source:
     Raises:
       UserError: the source does not exist, is pickled or of an unknown kind, or cannot be read.
     """
-    path = _download(source[3:]) if source.startswith("hf:") else pathlib.Path(source)
+    path = from_hub(source) if source.startswith("hf:") else pathlib.Path(source)
     if path.is_dir():
         return _read_folder(path)
     if path.suffix in PICKLED:
@@ -101,8 +101,13 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _download(name: str) -> pathlib.Path:
-    name, _, revision = name.partition("@")
+def from_hub(source: str) -> pathlib.Path:
+    """The local copy of 'hf:org/name' or 'hf:org/name@revision', downloaded if it is not there; no pickled file.
+
+    Raises:
+      UserError: huggingface_hub is not installed, or the hub does not give it.
+    """
+    name, _, revision = source.removeprefix("hf:").partition("@")
     try:
         import huggingface_hub
     except ImportError as error:
@@ -115,8 +120,9 @@ def _download(name: str) -> pathlib.Path:
             name, revision=revision or None, allow_patterns=["*.safetensors", "*.json"]
         )
     except Exception as error:  # the hub's, the network's and the proxy's errors share no base class
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"hf:{name} could not be fetched ({type(error).__name__}: {error}); offline, give the path of a local copy"
+            f"hf:{name} could not be fetched ({type(error).__name__}: {reason}); offline, give the path of a local copy"
         ) from error
     return pathlib.Path(folder)
 

@@ -35,6 +35,7 @@ _SLACK = 64 << 20  # so many bytes may follow the voxels that the header describ
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 MARK = b"segmentation by jras_jax"  # the description in the header of a mask
+MAP_MARK = b"map by jras_jax"  # and of a map of probabilities or uncertainty
 # What a mask takes from the header of its scan, beside the shape. The texts (descrip, aux_file, db_name, intent_name)
 # and the extensions may name the patient.
 _GEOMETRY = (
@@ -191,17 +192,32 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Scan) -> No
       ValueError: the mask's type or shape is not as said.
       FileError: the file cannot be written.
     """
-    path = pathlib.Path(path)
     if mask.dtype != np.uint8 or mask.shape != like.array.shape:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}, it must be uint8 {like.array.shape}")
+    _write_like(pathlib.Path(path), mask, like, MARK, 1.0)
+
+
+def write_map(path: str | os.PathLike[str], steps: np.ndarray, like: Scan, step: float) -> None:
+    """Writes numbers on the grid of a scan, as `write_mask` does: `steps` uint16 times `step`, the header's scl_slope.
+
+    Raises:
+      ValueError: the type or shape is not as said.
+      FileError: the file cannot be written.
+    """
+    if steps.dtype != np.uint16 or steps.shape != like.array.shape:
+        raise ValueError(f"map is {steps.dtype} {steps.shape}, it must be uint16 {like.array.shape}")
+    _write_like(pathlib.Path(path), steps, like, MAP_MARK, step)
+
+
+def _write_like(path: pathlib.Path, values: np.ndarray, like: Scan, mark: bytes, slope: float) -> None:
     header = type(like.header)()  # without extensions, which often hold patient data
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(values.dtype)
     header.set_data_shape(like.header.get_data_shape())
     for field in _GEOMETRY:
         header[field] = like.header[field]
-    header["descrip"] = MARK
-    image = _IMAGES[header.sizeof_hdr](mask.reshape(header.get_data_shape()), header.get_best_affine(), header)
-    image.header.set_slope_inter(1, 0)
+    header["descrip"] = mark
+    image = _IMAGES[header.sizeof_hdr](values.reshape(header.get_data_shape()), header.get_best_affine(), header)
+    image.header.set_slope_inter(slope, 0)
     write_image(path, image)
 
 
@@ -226,14 +242,23 @@ def write_image(path: str | os.PathLike[str], image: Any, compresslevel: int = 6
 
 def is_own_mask(path: str | os.PathLike[str]) -> bool:
     """Whether a NIfTI file is a mask that `write_mask` wrote, by its header; False if it cannot be read."""
+    return _has_mark(path, MARK)
+
+
+def is_own_map(path: str | os.PathLike[str]) -> bool:
+    """Whether a NIfTI file is a map that `write_map` wrote, by its header; False if it cannot be read."""
+    return _has_mark(path, MAP_MARK)
+
+
+def _has_mark(path: str | os.PathLike[str], mark: bytes) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(2)
             file.seek(0)
             if start == _GZIP_MAGIC:
                 with gzip.GzipFile(fileobj=file) as unzipped:
-                    return MARK in unzipped.read(_LARGEST_HEADER)
-            return MARK in file.read(_LARGEST_HEADER)
+                    return mark in unzipped.read(_LARGEST_HEADER)
+            return mark in file.read(_LARGEST_HEADER)
     except _DAMAGE:
         return False
 

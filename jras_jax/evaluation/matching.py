@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from jras_jax.data import PHASES, finder, names, pairs, tables
+from jras_jax.data import PHASES, finder, names, nifti, pairs, tables
 from jras_jax.errors import ScanError, UserError, printable
 
 ROLES = ("_gt", "_pred")  # of references and of predictions
@@ -45,6 +45,7 @@ def find_masks(folder: pathlib.Path, role: str, notes: list[str]) -> list[pathli
       UserError: no such folder, no NIfTI file in it, or one mask in two files.
     """
     found = finder.find(folder)
+    found = found._replace(files=[p for p in found.files if not nifti.is_own_map(p)])  # which lie beside masks
     files = [p for p in found.files if pairs.stem(p).lower().endswith(role)] or found.files
     if not files:
         raise UserError(f"{folder}: holds no .nii or .nii.gz file")

@@ -79,6 +79,7 @@ class Ensemble:
             labels=labels,
             entropy=predictive_entropy(probabilities),
             expected_dice=expected_dice(probabilities),
+            averaged=probabilities,
         )
         return postprocessed(decided, self.members[0].run.config.eval.postprocess)
 

@@ -110,7 +110,8 @@ class _Scan:
         images = [s.images for s in opened.ready.slices]
         classes = opened.ready.slices[0].mapping.num_classes
         self.missing = sum(map(len, images))
-        self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * classes)
+        maps = 2 * sum(opened.task.maps) * (classes + 1) * opened.scan.array.size
+        self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * classes) + maps
         self._parts: list[list[SlicePredictions]] = [[] for _ in images]
         self._rounds = 0
 

@@ -43,6 +43,7 @@ class VolumePrediction:
       patient: the gallery's number of the volume's patient, for the leak rule; -1 if not in the gallery.
       located: the frame in which it was segmented; None if the model sees whole slices.
       expected_dice: the Dice that the probabilities expect of their own mask, see `expected_dice`; NaN if not computed.
+      averaged: (X, Y, Z, C) float32, the mean probabilities of an ensemble, in place of those of `slices`; else None.
     """
 
     labels: np.ndarray
@@ -54,6 +55,7 @@ class VolumePrediction:
     patient: int = -1
     located: Located | None = None
     expected_dice: float = float("nan")
+    averaged: np.ndarray | None = None
 
     @property
     def wholes(self) -> np.ndarray:
@@ -63,6 +65,8 @@ class VolumePrediction:
     @property
     def probabilities(self) -> np.ndarray:
         """(X, Y, Z, C) float32 class probabilities on the native grid; background outside the model grid."""
+        if self.averaged is not None:
+            return self.averaged
         return self.mapping.probabilities_to_native(self.slices.probabilities)
 
 

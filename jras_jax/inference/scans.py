@@ -20,7 +20,7 @@ from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, im
 from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import FrameMap
 from jras_jax.errors import UserError, printable
-from jras_jax.inference import inputs
+from jras_jax.inference import inputs, maps
 from jras_jax.inference.predictions import SlicePredictions, VolumePrediction
 from jras_jax.inference.prepared import Prepared
 from jras_jax.inference.segmenter import Segmenter
@@ -33,11 +33,12 @@ Note = Callable[[str], None]
 
 
 class Task(NamedTuple):
-    """One scan to segment and the mask to write."""
+    """One scan to segment, the mask to write, and which maps go beside it."""
 
     scan: pathlib.Path
     mask: pathlib.Path
     more: tuple[pathlib.Path, ...] = ()  # the files of the further channels
+    maps: maps.Wanted = maps.Wanted()
 
     @property
     def evidence(self) -> pathlib.Path:
@@ -140,7 +141,7 @@ def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter
 def write_results(
     run: TrainedRun, opened: OpenedScan, predicted: list[SlicePredictions], gallery: RunGallery | None
 ) -> list[VolumePrediction]:
-    """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
+    """Writes the mask, its maps and the evidence of a scan, all or none; returns the prediction of each frame."""
     predictions = run.finish(opened.ready, predicted)
     write_mask_and_evidence(run, opened, predictions, evidence_of(run, opened, predictions, gallery))
     return predictions
@@ -149,17 +150,21 @@ def write_results(
 def write_mask_and_evidence(
     run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], evidence: dict[str, Any]
 ) -> None:
-    """Writes the mask of a scan, in the values of the run's data set, and its JSON, both or neither."""
+    """Writes the mask of a scan, in the values of the run's data set, its maps and its JSON, all or none."""
     task, scan = opened.task, opened.scan
     values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
     cine = scan.array.ndim == 4 and not inputs.is_needed(run.description)
     images.write_mask(task.mask, masks if cine else masks[..., 0], scan)
+    written = [task.mask]
     try:
+        for path in maps.write(task.mask, scan, predictions, task.maps, run.description):
+            written.append(path)
         files.write_json(task.evidence, evidence)
     except BaseException:  # Ctrl-C too
-        with contextlib.suppress(OSError):
-            task.mask.unlink()
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
 
 
@@ -322,7 +327,9 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
 def _is_own(path: pathlib.Path) -> bool:
     """Whether a file is a mask of this program, by its header or (masks of earlier versions) by the JSON beside it."""
     earlier = path.name.endswith(".gz") and _is_evidence(path.with_name(pairs.stem(path) + ".json"))
-    return earlier or (pictures.is_own_picture if pictures.is_picture(path) else nifti.is_own_mask)(path)
+    if pictures.is_picture(path):
+        return earlier or pictures.is_own_picture(path)
+    return earlier or nifti.is_own_mask(path) or nifti.is_own_map(path)
 
 
 def _is_there(path: pathlib.Path) -> bool:

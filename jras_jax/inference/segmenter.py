@@ -98,8 +98,8 @@ class Segmenter:
         self.draws = selection is not None and selection.strategy == "random"
         self.reads_truth = selection is not None and selection.strategy == "oracle"
         self.angles = self.ROTATIONS if tta else ()
-        forward = functools.partial(_forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
-        self.program: Any = jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
+        bound = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
+        self.program: Any = jax.jit(bound, out_shardings=mesh.replicated(device_mesh))
         locate = functools.partial(_locate, model=model)
         self.locate: Any = jax.jit(locate, out_shardings=mesh.replicated(device_mesh))
 
@@ -230,7 +230,7 @@ def _locate(variables: joint.Variables, images: jax.Array, *, model: Callable[[]
     return jax.nn.softmax(apply(variables, images.astype(jnp.float32) / 255.0, method="locate"))
 
 
-def _forward(
+def forward(
     variables: joint.Variables,
     gallery: Gallery | None,
     images: jax.Array,
@@ -241,9 +241,19 @@ def _forward(
     *,
     model: Callable[[], joint.JointModel],
     selection: Selection | None,
-    mesh: Mesh,
+    mesh: Mesh | None,
     angles: tuple[float, ...],
 ) -> tuple[jax.Array, ...]:
+    """One call of `Segmenter.program`: probabilities, indices, weights, similarity and agreement of `SlicePredictions`.
+
+    Args:
+      variables, gallery: see `Segmenter.using`.
+      images: (b, S, S) uint8. patient, row: (b,) int32, see `QueryKeys`.
+      key: for the strategy 'random'. truth: (b, S, S) uint8, for 'oracle'.
+      model, selection: see `Segmenter`.
+      mesh: over whose data axis the gallery is split; None for one device.
+      angles: of the rotations, degrees, beside the slices as they are.
+    """
     from jras_jax import joint  # and with it Flax, which a kept program does without
 
     built = model()

@@ -35,8 +35,8 @@ from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import Gallery, HostRows, as_one_patient, gallery_from_table, with_embeddings
 from jras_jax.retrieval.known import KnownPatients
 from jras_jax.retrieval.selection import Selection
-from jras_jax.run_folder import stored_arrays
-from jras_jax.run_folder.checkpoints import Checkpoints, check_same_arrays
+from jras_jax.run_folder import best_weights, published
+from jras_jax.run_folder.checkpoints import check_same_arrays
 from jras_jax.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class TrainedRun:
         from jras_jax import joint
 
         wanted = jax.eval_shape(lambda: joint.init_variables(self.model, self.config))
-        check_same_arrays(self.variables, wanted, self.folder.checkpoints / str(self.step))
+        check_same_arrays(self.variables, wanted, best_weights.place(self.folder, self.step))
         programs.remember(name)
 
     @functools.cached_property
@@ -247,6 +247,8 @@ class TrainedRun:
     def _own_gallery(self) -> RunGallery:
         stored = self.folder.gallery
         how = f"jras gallery --workdir={self.folder} --split=train --output={stored}"
+        if not stored.is_dir() and published.is_published(self.folder):
+            raise UserError(f"{self.folder} was published without its gallery: name another one with --gallery=FOLDER")
         if not stored.is_dir():
             raise UserError(f"{stored} is missing: make it with {how}, or name another with --gallery=FOLDER")
         table, embeddings = gallery_files.read(stored, how=how)
@@ -340,13 +342,13 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     """Opens a run folder.
 
     Args:
-      workdir: of a training run.
+      workdir: of a training run, or of a published one, which may be 'hf:org/name' on the Hugging Face hub.
       overrides: `--config.a.b=value`; only what does not change the trained model (`config.changeable("open")`).
 
     Raises:
       UserError: there is no run, no finished checkpoint, a damaged one, or an override would change the model.
     """
-    folder = RunFolder(workdir)
+    folder = published.located(workdir)
     if not folder.path.is_dir():
         raise UserError(
             f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
@@ -357,15 +359,8 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
     config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    kept = "ema" if config.optim.ema_decay else "params"
-    wanted = stored_arrays.Chosen(
-        lambda path: path[:2] in (("state", kept), ("state", "extra")),
-        lambda shapes: mesh.parameter_shardings(shapes, device_mesh),
-    )
-    best, arrays = Checkpoints(folder).restore_best(wanted)
-    restored = arrays.get("state", {})
-    variables = {"params": restored.get(kept, {}), **restored.get("extra", {})}
+    step, variables = best_weights.read(config, folder, device_mesh)
     description = folder.read_description(config.dataset.name)
-    run = TrainedRun(config, folder, variables=variables, step=best, device_mesh=device_mesh, description=description)
+    run = TrainedRun(config, folder, variables=variables, step=step, device_mesh=device_mesh, description=description)
     run.check_model()
     return run

@@ -69,6 +69,11 @@ class Gallery:
     def __len__(self) -> int:
         return self.embeddings.shape[0]
 
+    @property
+    def rows(self) -> int:
+        """N; in an exported program, which may leave it open, a symbol that `len` refuses."""
+        return self.embeddings.shape[0]
+
     def replace(self, **changes: Any) -> Gallery:
         """This gallery with other arrays."""
         return dataclasses.replace(self, **changes)
@@ -167,11 +172,11 @@ def check_candidates(table: SliceTable, exclude: str, k: int) -> None:
 
 def allowed_rows(gallery: Gallery, queries: QueryKeys, exclude: str) -> jax.Array:
     """(B, N) bool: rows that may guide each query; `exclude` is 'patient', 'slice' or 'none'."""
-    valid = jnp.broadcast_to(gallery.valid[None], (len(queries.patient), len(gallery)))
+    valid = jnp.broadcast_to(gallery.valid[None], (queries.patient.shape[0], gallery.rows))
     if exclude == "patient":
         return valid & (gallery.patient[None] != queries.patient[:, None])
     if exclude == "slice":
-        return valid & (jnp.arange(len(gallery))[None] != queries.row[:, None])
+        return valid & (jnp.arange(gallery.rows)[None] != queries.row[:, None])
     if exclude == "none":
         return valid
     raise UserError(f"config.retrieval.exclude={exclude!r}: choose one of {', '.join(EXCLUDE)}")

@@ -72,7 +72,7 @@ class Retriever(nn.Module):
         """
         size = (self.image_size, self.image_size)
         if images.shape[1:] != size:
-            images = jax.image.resize(images, (len(images), *size), "linear", antialias=True)
+            images = jax.image.resize(images, (images.shape[0], *size), "linear", antialias=True)
         mean, deviation = images.mean((1, 2), keepdims=True), images.std((1, 2), keepdims=True)
         pixels = (images - mean) / (deviation + 1e-3)
         return self.encoder.prefix(jnp.repeat(pixels[..., None], 3, -1), self.frozen_blocks)
@@ -89,11 +89,11 @@ class Retriever(nn.Module):
         if self.pool == "cls":
             return cls
         side = self.image_size // self.encoder.patch
-        patches = self.narrow(patches).reshape(len(tokens), side, side, GRID_CHANNELS)
+        patches = self.narrow(patches).reshape(tokens.shape[0], side, side, GRID_CHANNELS)
         if side > GRID:
-            small = (len(tokens), GRID, GRID, GRID_CHANNELS)
+            small = (tokens.shape[0], GRID, GRID, GRID_CHANNELS)
             patches = jax.image.resize(patches, small, "linear", antialias=True)
-        return jnp.concatenate([cls, patches.reshape(len(tokens), -1)], -1)
+        return jnp.concatenate([cls, patches.reshape(tokens.shape[0], -1)], -1)
 
     def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, 1+T, D) -> embeddings (B, dim) float32 of norm 1."""

@@ -55,14 +55,14 @@ def search(
       indices (B, K) int32, weights (B, K) and similarity (B, K) float32; weights and similarity are differentiable in
       `embeddings`.
     """
-    selection.check(strategy, k, len(gallery))
+    selection.check(strategy, k, gallery.rows)
     allowed = allowed_rows(gallery, queries, exclude)
     if strategy == "softmax":
         similarity = embeddings @ gallery.embeddings.T
         indices, weights = selection.select(similarity, allowed, strategy=strategy, k=k, temperature=temperature)
         return indices, weights, similarity
     noise = selection.ranking_noise(
-        strategy, queries=len(embeddings), rows=len(gallery), temperature=temperature, key=key
+        strategy, queries=embeddings.shape[0], rows=gallery.rows, temperature=temperature, key=key
     )
     find = functools.partial(_local_top_k, strategy=strategy, k=k, recall_target=recall_target)
     fixed = jax.lax.stop_gradient(embeddings)
@@ -188,10 +188,10 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
     """
     if isinstance(gallery.images, HostRows) or isinstance(gallery.masks, HostRows):
         raise UserError("config.retrieval.strategy='softmax' reads the whole gallery: it needs gallery_memory='device'")
-    n, size = len(gallery), gallery.masks.shape[-1]
+    n, size = gallery.rows, gallery.masks.shape[-1]
     pad = -n % chunk
     rows = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])  # noqa: E731
-    shares = jnp.pad(weights, ((0, 0), (0, pad))).reshape(len(weights), -1, chunk).swapaxes(0, 1)
+    shares = jnp.pad(weights, ((0, 0), (0, pad))).reshape(weights.shape[0], -1, chunk).swapaxes(0, 1)
 
     @jax.checkpoint
     def add(total: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
@@ -200,7 +200,7 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
         mask = jnp.einsum("bn,nhwc->bhwc", share, jax.nn.one_hot(masks, num_classes))
         return (total[0] + image, total[1] + mask), None
 
-    b = len(weights)
+    b = weights.shape[0]
     start = (jnp.zeros((b, *gallery.images.shape[1:])), jnp.zeros((b, size, size, num_classes)))
     (image, mask), _ = jax.lax.scan(add, start, (rows(gallery.images), rows(gallery.masks), shares))
     heaviest = jnp.argmax(weights, -1, keepdims=True).astype(jnp.int32)

@@ -23,7 +23,7 @@ class EventLog:
     """An events file in a run's folder. If it cannot be written, that is said once and the run continues without.
 
     Args:
-      folder: the run's.
+      folder: the run's; its config.json is shown as a text.
       resume_step: what earlier files hold of later steps is to be forgotten; 0 for a new run.
     """
 
@@ -34,6 +34,9 @@ class EventLog:
         if resume_step:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(session_log=start, step=resume_step + 1))
+        if folder.config.is_file():
+            settings = folder.config.read_text(encoding="utf-8", errors="replace")
+            self._text("settings", "".join(f"    {line}\n" for line in settings.splitlines()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by name."""
@@ -49,16 +52,16 @@ class EventLog:
             self._write(event_pb2.Event(summary=summary.image(name, image, dataformats="HWC"), step=step))
         self._flush()
 
-    def text(self, name: str, text: str) -> None:
-        """Adds a text (Markdown)."""
-        self._write(event_pb2.Event(summary=summary.text(name, text), step=0))
-        self._flush()
-
-    def close(self) -> None:
-        """Closes the file."""
+    def close(self, complete: bool = True) -> None:
+        """Closes the file; whether the run is complete is not kept."""
         if self._writer is not None:
             self._try(self._writer.close)
             self._writer = None
+
+    def _text(self, name: str, text: str) -> None:
+        """Adds a text (Markdown)."""
+        self._write(event_pb2.Event(summary=summary.text(name, text), step=0))
+        self._flush()
 
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()

@@ -6,12 +6,14 @@ run.json               versions, device, command, revision      metrics.csv     
 checkpoints/           the best by validation Dice and the latest, with their checksums in checkpoints.sha256/
 checkpoints.damaged/   checkpoints that could not be used       diverged.json     batches of skipped steps
 lock.json              who trains in this folder right now
+tracked.json, wandb/   of MLflow and Weights & Biases, if the run has them
 events.*               TensorBoard                              retriever.safetensors  of a pre-trained retriever
 gallery/               the gallery of the training patients     baseline/         the same run without retrieval
 evaluation/NAME/        summary.json, cases.csv, positions.csv, evidence/CASE.npz, report.html; NAME is the split, with
                        the options of the evaluation if they are not the run's own, such as test+tta=True
 evaluation/            choices.json, last.json (the newest NAME)
 fold_0/, fold_1/, ...  the runs of a cross-validation (jras train --folds), with folds.json and folds.csv beside them
+published.json         in a published folder only, beside model.safetensors: its checkpoint and checksum
 report.html            of the newest evaluation           run.log           what was said, with time stamps
 """
 
@@ -86,6 +88,18 @@ class RunFolder:
     @property
     def retriever(self) -> pathlib.Path:
         return self.path / "retriever.safetensors"
+
+    @property
+    def tracked(self) -> pathlib.Path:
+        return self.path / "tracked.json"
+
+    @property
+    def published(self) -> pathlib.Path:
+        return self.path / "published.json"
+
+    @property
+    def weights(self) -> pathlib.Path:
+        return self.path / "model.safetensors"
 
     @property
     def gallery(self) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""The metrics of a run while it trains: metrics.csv and TensorBoard events."""
+"""The metrics of a run while it trains: metrics.csv and trackers such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from jras_jax import files
-from jras_jax.run_folder.event_log import EventLog
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.run_folder.run_log import JOURNAL
+from jras_jax.run_folder.trackers import Tracker
 
 
 class MetricLog:
-    """metrics.csv (one wide table) and TensorBoard events of a run; on resume, rows after the restored step go.
+    """metrics.csv (one wide table) of a run, and its trackers; on resume, rows after the restored step go.
 
     New columns may appear at any time: the file is then rewritten with the wider header. If the file cannot be written
     while the run trains, that is said, the rows are kept, and the next row tries again.
 
     Args:
-      folder: the run's; its config.json is shown in TensorBoard.
+      folder: the run's.
       resume_step: steps that are done already.
+      track: starts the trackers once metrics.csv can be written; None has none.
 
     Raises:
       FileError: metrics.csv cannot be written at the start, or one that is there is damaged.
     """
 
-    def __init__(self, folder: RunFolder, resume_step: int):
+    def __init__(self, folder: RunFolder, resume_step: int, track: Callable[[], list[Tracker]] | None = None):
         self._path = folder.metrics
         self._rows: list[dict[str, str]] = []
         self._columns = ["step"]
@@ -39,10 +40,7 @@ class MetricLog:
             self._read(resume_step)
         self._write_all()
         logging.getLogger(JOURNAL).info("trains from step %d in %s", resume_step, folder)
-        self._events = EventLog(folder, resume_step)
-        if folder.config.is_file():
-            settings = folder.config.read_text(encoding="utf-8", errors="replace")
-            self._events.text("settings", "".join(f"    {line}\n" for line in settings.splitlines()))
+        self._trackers = track() if track is not None else []
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row."""
@@ -55,17 +53,20 @@ class MetricLog:
             self._rows.append(row)
         self._columns += new
         self._save(row, whole=bool(new) or same)
-        self._events.scalars(step, values)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Shows images (H, W, 3) uint8 in TensorBoard."""
-        self._events.images(step, images)
+        """Shows images (H, W, 3) uint8 in the trackers."""
+        for tracker in self._trackers:
+            tracker.images(step, images)
 
-    def close(self) -> None:
-        """Writes what is left and closes the events."""
+    def close(self, complete: bool = True) -> None:
+        """Writes what is left and closes the trackers; `complete` if the run did all of its steps."""
         if self._behind:
             self._save({}, whole=True)
-        self._events.close()
+        for tracker in self._trackers:
+            tracker.close(complete)
 
     def _read(self, resume_step: int) -> None:
         """Takes the rows of an earlier start up to the step that this one begins at."""

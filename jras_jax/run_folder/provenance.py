@@ -107,7 +107,9 @@ def write(
 
 
 def check_made_by(folder: RunFolder, command: str) -> None:
-    """Raises UserError if the folder holds a run of the other command: 'train' or 'pretrain'."""
+    """Raises UserError if the folder holds a published run, or one of the other command: 'train' or 'pretrain'."""
+    if folder.published.is_file():
+        raise UserError(f"{folder} holds a published run, which cannot be resumed: give another --workdir")
     if not folder.config.is_file():
         return
     facts = {}

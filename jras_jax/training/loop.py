@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from absl import logging
 
+from jras_jax import config as configs
 from jras_jax.config import Config
 from jras_jax.data import Volume
 from jras_jax.data.batches import Batches
 from jras_jax.errors import UserError
-from jras_jax.run_folder import checkpoints
+from jras_jax.run_folder import checkpoints, trackers
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.run_folder.lock import Lock
@@ -144,13 +145,15 @@ def run(task: Task, lock: Lock, stop: StopSignal) -> None:
         return
     bar = Progress(task.title, total=task.length, start=task.started_at, slices_per_step=task.batch_size)
     live = _Live(task, lock, stop=stop, bar=bar)
+    complete = False
     try:
         live.steps()
+        complete = True
     finally:
         bar.close()
         task.checkpoints.close()
         if live.log:
-            live.log.close()
+            live.log.close(complete)
 
 
 def _unscored(task: Task) -> bool:
@@ -208,7 +211,12 @@ class _Live:
         """Once everything that can go wrong at the start has gone well."""
         if self.log is None and jax.process_index() == 0:
             self.task.claim()
-            self.log = MetricLog(self.task.folder, self.task.started_at)
+            self.log = MetricLog(self.task.folder, self.task.started_at, self._trackers)
+
+    def _trackers(self) -> list[trackers.Tracker]:
+        config, task = self.task.config, self.task
+        settings = configs.flatten(dataclasses.asdict(config))
+        return trackers.start(config.train.trackers, task.folder, task.started_at, config.name, settings)
 
     def _log(self, at: int, metrics: dict[str, jax.Array]) -> None:
         values = {k: float(v) for k, v in metrics.items()}
