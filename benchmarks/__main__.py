@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     table.show(results, console)
-    # A partial or quick run must not stand where the published figures do.
+    # A partial or quick run must not replace the published figures.
     published = sizes is FULL and not options.only and results["torch"]
     folder = pathlib.Path(options.output or (ROOT / "benchmarks" if published else ROOT / "runs" / "benchmarks"))
     table.save(results, folder)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# glibc gives freed pages back to the kernel, and fetching them anew costs more than the arithmetic in both frameworks:
+# glibc gives freed pages back to the kernel, and fetching them again costs more than the arithmetic in both frameworks:
 # keep them, and back them with huge pages.
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",

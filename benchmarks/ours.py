@@ -44,7 +44,7 @@ def measured(
 ) -> Row:
     """One row: `call` timed, the work counted where a compiled program is given, and this process's peak memory.
 
-    Where `lower` traces the program anew, operations are counted as on an accelerator: in a compiled program XLA counts
+    If `lower` traces the program again, operations are counted as on an accelerator: in a compiled program XLA counts
     the body of a loop once, however often it runs, and the forms for CPU have loops.
 
     With `sizes.filling` nothing is timed, and a program that is compiled already is not run.
@@ -199,7 +199,7 @@ class JointStep:
         self.compiled = self.lower().compile()
 
     def lower(self) -> Any:
-        """The step traced anew."""
+        """The step, traced again."""
         return self._jitted().lower(self.state, self.batch, self.gallery, self.cache, False)
 
     def _cache(self, n: int, sizes: Sizes, device_mesh: Any) -> jax.Array:

@@ -40,7 +40,7 @@ def merge(ours: Sequence[Row], eager: Sequence[Row], compiled: Sequence[Row], pe
     merged = []
     for mine in ours:
         name = mine["row"]
-        # A refresh from the cached trunk stands against the reference's only kind, the whole forward pass.
+        # A refresh from the cached trunk is compared with the reference's only kind, the whole forward pass.
         other = theirs.get(name) or theirs.get(name.replace("cached trunk", "whole forward"), {})
         seconds = mine["ms"] / 1e3
         values = {

@@ -1,7 +1,7 @@
 """One part on one side: `python -m benchmarks.worker SIDE SIZES PART` writes its rows as JSON, a line each.
 
 SIDE is 'ours', 'ours-fill' (compiles and measures nothing), 'torch' or 'torch-compile'. A process of its own, so that
-neither framework's threads, memory or caches stand in the other's way, and so that the peak memory belongs to the part.
+neither framework's threads, memory or caches get in the other's way, and so that the peak memory belongs to the part.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jras_jax.data import STRUCTURES
+from jras_jax.data.description import CARDIAC
 from jras_jax.run_folder.layout import RunFolder
 
-COLOURS = {"RV": "#e69f00", "MYO": "#56b4e9", "LV": "#cc79a7"}  # Okabe and Ito's palette
+STRUCTURES = CARDIAC.structures
+COLOURS = dict(zip(STRUCTURES, CARDIAC.colours, strict=True))  # those of the report
 
 
 def outline(axes: matplotlib.axes.Axes, mask: np.ndarray, style: str) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from jras_jax.data import CLASSES as CLASSES
     from jras_jax.data import STRUCTURES as STRUCTURES
     from jras_jax.inference.pipeline import segment_files as segment_files
+    from jras_jax.inference.predictions import VolumePrediction as VolumePrediction
     from jras_jax.inference.scans import segment_file as segment_file
     from jras_jax.inference.scans import tasks as tasks
-    from jras_jax.inference.segmenter import VolumePrediction as VolumePrediction
     from jras_jax.inference.trained_run import RunGallery as RunGallery
     from jras_jax.inference.trained_run import TrainedRun as TrainedRun
     from jras_jax.inference.trained_run import open_run as open_run

@@ -1,4 +1,4 @@
-"""Start-up of one or several hosts, and the watch that ends a job in words when one of them dies."""
+"""Start-up of one or several hosts, and the watch that ends a job with a message if one of them dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jras_jax.errors import UserError
 
 SILENCE_S = 60  # a host that has been silent for this long counts as dead
 HOST_LOST = 3  # exit status of the hosts that remain
-RESTART = "Start the job again with the same command, on any number of hosts: it goes on from its last checkpoint"
+RESTART = "Start the job again with the same command, on any number of hosts: it resumes from its last checkpoint"
 DAY_MS = 86_400_000  # how long the first host may take to prepare a data set
 _turns = itertools.count()
 
@@ -29,10 +29,10 @@ _turns = itertools.count()
 def keep_freed_memory() -> None:
     """Lets a program on CPU use the same memory step after step; before anything else is done with JAX.
 
-    glibc gives a step's buffers back to the kernel and fetches them anew for the next one, page by page, which takes up
-    to half of a step's time (docs/lab-notes). Told to keep them, it does so for the main thread only: JAX runs
-    programs on CPU there, not on a thread of its own. Other C libraries are left as they are, and beside an accelerator
-    only the host's memory is kept.
+    glibc returns a step's buffers to the kernel and requests them again for the next one, page by page, which takes up
+    to half of a step's time (docs/lab-notes). It can keep them, but only for the main thread; therefore JAX is told to
+    run programs on CPU there and not on another thread. Other C libraries are left as they are, and beside an
+    accelerator only the host's memory is kept.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -61,7 +61,7 @@ def initialize_hosts(coordinator: str = "", num_processes: int = 0, process_id: 
     if not (all(explicit) or several or cloud or kubernetes):
         return
     try:
-        # JAX itself aborts with a stack trace where a host is silent; `_Watch` says it in words, and before.
+        # JAX itself aborts with a stack trace if a host is silent; `_Watch` ends with a message, and earlier.
         later = SILENCE_S + 30
         if all(explicit):
             jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=later)
@@ -104,10 +104,10 @@ def _store() -> Any:
 
 
 def _explain_aborts() -> None:
-    """Ends this process in words if JAX aborts it, as it does at once when the first host is lost.
+    """Ends this process with a message if JAX aborts it, as it does at once if the first host is lost.
 
-    No exception tells of that: a thread of JAX's calls abort(). Python's own handlers would run too late, hence one of
-    the C library's.
+    No exception reports it, because a thread of JAX calls abort(). Python's handlers would run too late, so this is a
+    handler of the C library.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "signal"):
@@ -128,7 +128,7 @@ def _on_abort(number: int) -> None:
 
 
 class _Watch(threading.Thread):
-    """Tells the other hosts that this one lives, and ends this process, in words, when one of them does not.
+    """Tells the other hosts that this one is alive, and ends this process with a message if one of them is not.
 
     Without it a host whose neighbour died waits inside a collective, where no exception can reach it.
     """
@@ -149,7 +149,7 @@ class _Watch(threading.Thread):
             try:
                 self._tell(str(beat))
                 said = {key.rpartition("/")[2]: value for key, value in self._client.key_value_dir_get(self.ROOT)}
-            except Exception as e:  # whatever the coordinator's end looks like
+            except Exception as e:  # whatever the client raises if the coordinator has ended
                 if not self._ended.is_set():
                     self._give_up(f"the first host, which coordinates the job, cannot be reached ({str(e)[:80]})")
                 return
@@ -170,7 +170,7 @@ class _Watch(threading.Thread):
         self.join(timeout=2 * self.EVERY_S)
         try:
             self._tell("end")
-        except Exception:  # the coordinator has gone before: nobody is left to be told
+        except Exception:  # the coordinator has ended already: there is nobody to tell
             return
 
     def _give_up(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Devices and hosts: the mesh, where arrays lie on it, and how a host's rows become a global array."""
+"""Devices and hosts: the mesh, the placement of arrays on it, and how a host's rows become a global array."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raises UserError where a batch does not divide over the data axis."""
+    """Raises UserError if a batch does not divide over the data axis."""
     if batch_size % mesh.shape["data"]:
         raise UserError(
             f"config.{key}={batch_size} does not divide by the {mesh.shape['data']} devices of the data axis"
@@ -97,7 +97,7 @@ def put_replicated(mesh: Mesh, tree: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Global arrays -> numpy on every host, also where their shards lie on other hosts."""
+    """Global arrays -> numpy on every host, also if other hosts hold some of their shards."""
     from jax.experimental import multihost_utils
 
     def fetch(x: Any) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Shared fixtures: simulated devices, where the real scans lie if they do, and one tiny run on the phantom."""
+"""Shared fixtures: simulated devices, the real scans if they are there, a tiny run on the phantom, official folders."""
 
 import dataclasses
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Programs that several tests compile are compiled once a session; processes that tests start share them too.
@@ -14,8 +15,11 @@ import pytest  # noqa: E402
 from jras_jax import config as configs  # noqa: E402
 from jras_jax.commands import train  # noqa: E402
 from jras_jax.commands.dataset import load_data  # noqa: E402
+from jras_jax.data import phantom  # noqa: E402
 from jras_jax.data.load import RunData  # noqa: E402
+from jras_jax.inference.trained_run import open_run  # noqa: E402
 from jras_jax.run_folder.layout import RunFolder  # noqa: E402
+from tests.official_folders import write_mnms  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -76,7 +80,7 @@ class Tiny:
         """The data set, with the splits of an opened run if one is given."""
         if run is None:
             return load_data(self.config().dataset)
-        return load_data(run.config.dataset, run.splits)
+        return load_data(run.config.dataset, run.splits, run.config.protocol)
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +92,46 @@ def tiny(tmp_path_factory) -> Tiny:
 def trained_run(tiny, tmp_path_factory) -> pathlib.Path:
     """The folder of a finished tiny run of 4 steps: for reading, or to be copied."""
     return tiny.train(tmp_path_factory.mktemp("tiny_run") / "run")
+
+
+@pytest.fixture(scope="session")
+def phantom_scans(tiny, trained_run) -> pathlib.Path:
+    """The scans of the tiny run's data set: training/ and testing/, with patient101 to patient103 in the latter."""
+    train, test = TINY["dataset.phantom_patients"], TINY["dataset.phantom_test_patients"]
+    (folder,) = (tiny.data_dir / "scans").glob(f"phantom_{train}_{test}_*")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_with_gallery(trained_run, tiny, tmp_path_factory) -> pathlib.Path:
+    """The tiny run, its gallery made; to be copied."""
+    folder = pathlib.Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("with_gallery") / "run"))
+    opened = open_run(folder)
+    opened.train_gallery(tiny.data(opened))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(run_with_gallery, tmp_path_factory) -> pathlib.Path:
+    """A copy of the tiny run with its gallery, for the tests of one file."""
+    return pathlib.Path(shutil.copytree(run_with_gallery, tmp_path_factory.mktemp("copy") / "run"))
+
+
+@pytest.fixture(scope="session")
+def acdc(tmp_path_factory) -> pathlib.Path:
+    """A small phantom in ACDC's layout, its groups in turn; read only."""
+    folder = tmp_path_factory.mktemp("acdc")
+    phantom.write_acdc(folder, train_patients=3, test_patients=1, seed=5)
+    return folder
+
+
+@pytest.fixture
+def scans(acdc, tmp_path) -> pathlib.Path:
+    """A copy of `acdc` to break."""
+    return pathlib.Path(shutil.copytree(acdc, tmp_path / "acdc"))
+
+
+@pytest.fixture
+def mnms(tmp_path) -> pathlib.Path:
+    """A small folder in M&Ms' layout."""
+    return write_mnms(tmp_path / "mnms")

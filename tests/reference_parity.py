@@ -96,7 +96,7 @@ def converted(model, name: str, folder: pathlib.Path):
 
 
 def converted_gradients(torch, model, name: str, folder: pathlib.Path):
-    """The gradients that lie in `model`'s parameters, in our names; zero where torch has none."""
+    """The gradients of `model`'s parameters, in our names; zero where torch has none."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):

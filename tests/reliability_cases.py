@@ -67,7 +67,7 @@ def score_pixdim_against_affine(lab):
     return "refused with both sizes"
 
 
-@row("geometry", "a scan whose slices lie along the first axis, predicted")
+@row("geometry", "a scan whose slices run along the first axis, predicted")
 def predict_slice_axis_first(lab):
     done = lab.predict(lab.case("predict_slice_axis_first") / "scans", lab.folder / "M")
     evidence = json.loads((lab.folder / "M" / "sideways.json").read_text())

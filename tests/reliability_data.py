@@ -151,7 +151,7 @@ def twins(lab):
     return "refused"
 
 
-@row("outputs as inputs", "masks that would lie beside .nii scans, over another scan or over somebody's JSON")
+@row("outputs as inputs", "masks that would be written beside .nii scans, over another scan or over somebody's JSON")
 def shadows(lab):
     scan = save(lab.folder / "scans" / "x.nii", heart()[0])
     other = save(lab.folder / "other" / "x.nii.gz", heart(1)[0])

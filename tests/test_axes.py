@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 
 import nibabel as nib
 import numpy as np
@@ -30,17 +29,13 @@ ORDERS = [(p, f) for p in itertools.permutations(range(3)) for f in itertools.pr
     ],
 )
 def test_the_slices_lie_along_the_clearly_thickest_axis(spacing, known, axis):
-    assert axes.slice_axis(np.array(spacing, np.float32), known) == axis
+    assert axes.slice_axis_to_read(np.array(spacing, np.float32), known) == axis
 
 
-@pytest.fixture(scope="module")
-def run(trained_run, tiny, tmp_path_factory):
-    """A copy of the tiny run, its gallery made; and a scan of a test patient."""
-    folder = tmp_path_factory.mktemp("orders") / "run"
-    shutil.copytree(trained_run, folder)
-    opened = open_run(folder)
-    opened.train_gallery(tiny.data(opened))
-    return folder, next((tiny.data_dir / "scans").glob("*/testing/patient101/patient101_frame01.nii.gz"))
+@pytest.fixture
+def scan(phantom_scans):
+    """A scan of a test patient."""
+    return phantom_scans / "testing" / "patient101" / "patient101_frame01.nii.gz"
 
 
 def stored(image, order, flips):
@@ -82,42 +77,40 @@ def check(masks, err):
     assert masks[0].any()
     for mask, how in zip(masks, ORDERS, strict=True):
         assert np.array_equal(mask, masks[0]), (how, int((mask != masks[0]).sum()))
-    said = [line for line in err if "its slices lie along the" in line]
+    said = [line for line in err if "its slices run along the" in line]
     # Each axis is remarked on for a few files and then once for the rest; files with slices last give no remark.
     assert len(said) == 12 and sum("first axis" in line for line in said) == 6
     assert sum("and files after it" in line for line in said) == 2
 
 
 @pytest.mark.slow
-def test_the_phantom_has_one_mask_in_all_48_orders_of_its_axes(run, tmp_path, capsys):
-    folder, scan = run
-    check(*all_orders(capsys, folder, nib.load(scan), tmp_path))
+def test_the_phantom_has_one_mask_in_all_48_orders_of_its_axes(run, scan, tmp_path, capsys):
+    check(*all_orders(capsys, run, nib.load(scan), tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["G1K1V3", "H1N8S6", "C8O0P2"])
 def test_real_scans_have_one_mask_in_all_48_orders_of_their_axes(run, shared, tmp_path, capsys, code):
     image = nib.load(shared / "data" / "mnms" / "Testing" / code / f"{code}_sa.nii.gz")
-    check(*all_orders(capsys, run[0], image.slicer[..., 0], tmp_path))
+    check(*all_orders(capsys, run, image.slicer[..., 0], tmp_path))
 
 
-def test_slices_along_the_first_axis_give_the_mask_of_slices_last(run, tmp_path, capsys):
-    folder, scan = run
+def test_slices_along_the_first_axis_give_the_mask_of_slices_last(run, scan, tmp_path, capsys):
     image = nib.load(scan)
     for name, order in (("plain", (0, 1, 2)), ("sideways", (2, 1, 0))):
         nib.save(stored(image, order, (False,) * 3), tmp_path / f"{name}.nii.gz")
         command = [f"--input={tmp_path}/{name}.nii.gz", f"--output={tmp_path}/masks"]
-        assert cli.main(["predict", f"--workdir={folder}", *command]) == 0
+        assert cli.main(["predict", f"--workdir={run}", *command]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"note: {tmp_path}/sideways.nii.gz: its slices lie along the first axis; so do those of the mask"
+        f"note: {tmp_path}/sideways.nii.gz: its slices run along the first axis; so do those of the mask"
     ]
     plain, sideways = (np.asarray(nib.load(tmp_path / "masks" / f"{n}.nii.gz").dataobj) for n in ("plain", "sideways"))
     assert plain.any() and np.array_equal(sideways.transpose(2, 1, 0), plain)
 
 
-def test_an_array_with_slices_first_is_segmented_as_one_with_slices_last(run):
-    opened = open_run(run[0])
-    image = nib.load(run[1])
+def test_an_array_with_slices_first_is_segmented_as_one_with_slices_last(run, scan):
+    opened = open_run(run)
+    image = nib.load(scan)
     array, gallery = np.asarray(image.dataobj, np.float32), opened.open_gallery()
     zooms = np.array(image.header.get_zooms())
     plain = opened.segment(array, spacing=zooms, affine=image.affine, gallery=gallery)

@@ -1,6 +1,5 @@
 """Every fault in the official folders stops the build, whole, with a message that names file and rule."""
 
-import pathlib
 import shutil
 
 import numpy as np
@@ -8,29 +7,10 @@ import pytest
 
 import tfds_builders
 from jras_jax.commands import cli
-from jras_jax.data import phantom, prepared
+from jras_jax.data import prepared
 from jras_jax.errors import UserError
-from tests.official_folders import CSV, change, edit_csv, edit_info, frame_of, left_in, mask_of, poke, write_mnms
+from tests.official_folders import CSV, change, edit_csv, edit_info, frame_of, left_in, mask_of, poke
 from tfds_builders.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def acdc(tmp_path_factory):
-    """A small phantom, its groups in turn; read only."""
-    folder = tmp_path_factory.mktemp("acdc")
-    phantom.write_acdc(folder, train_patients=3, test_patients=1, seed=5)
-    return folder
-
-
-@pytest.fixture
-def scans(acdc, tmp_path):
-    """A copy of the phantom to break."""
-    return pathlib.Path(shutil.copytree(acdc, tmp_path / "acdc"))
-
-
-@pytest.fixture
-def mnms(tmp_path):
-    return write_mnms(tmp_path / "mnms")
 
 
 def break_acdc(root, fault):
@@ -179,7 +159,7 @@ def test_wrong_arguments_are_said(acdc, tmp_path, capsys):
     for arguments, words in (
         (("acdc", tmp_path / "nowhere", tmp_path), "no folder"),
         (("acdc", "", tmp_path), "empty"),
-        (("brats", acdc, tmp_path), "acdc and mnms"),
+        (("brats", acdc, tmp_path), "there are acdc, mnms"),
         (("acdc", acdc, __file__), "cannot be written"),
     ):
         with pytest.raises(UserError, match=words):

@@ -13,35 +13,16 @@ import pytest
 
 import tfds_builders
 from jras_jax.commands import cli
-from jras_jax.data import nifti, phantom, prepared
+from jras_jax.data import nifti, prepared
 from jras_jax.errors import UserError
-from tests.official_folders import AFFINE, change, edit_info, frame_of, left_in, mask_of, write_mnms
+from tests.official_folders import AFFINE, change, edit_info, frame_of, left_in, mask_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def acdc(tmp_path_factory):
-    """A small phantom, its groups in turn; read only."""
-    folder = tmp_path_factory.mktemp("acdc")
-    phantom.write_acdc(folder, train_patients=3, test_patients=1, seed=5)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def dataset(acdc, tmp_path_factory):
     return tfds_builders.build("acdc", acdc, tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def scans(acdc, tmp_path):
-    """A copy of the phantom to break."""
-    return pathlib.Path(shutil.copytree(acdc, tmp_path / "acdc"))
-
-
-@pytest.fixture
-def mnms(tmp_path):
-    return write_mnms(tmp_path / "mnms")
 
 
 def test_the_phantom_goes_round(acdc, dataset):

@@ -38,6 +38,7 @@ OPTIONS = {
     "score": ("reference_dir", "prediction_dir", "--labels", "--output"),
     "compare": ("run_a", "run_b", "--metrics", "--output", "--allow_partial"),
     "report": ("RUN_DIR", "--baseline", "--output"),
+    "check": ("path", "--dataset", "--picture"),
     "build": ("--manual_dir", "--data_dir"),
     "convert": ("source", "--model", "--output", "--variant"),
     "settings": ("word",),
@@ -97,6 +98,7 @@ def test_commands_without_a_config_take_no_settings(capsys, command, tmp_path):
         "score": [tmp_path, tmp_path, "--labels=LV:1"],
         "compare": [tmp_path, tmp_path],
         "report": [tmp_path],
+        "check": [tmp_path],
         "build": ["acdc", f"--manual_dir={tmp_path}"],
         "convert": [tmp_path, "--model=vit", f"--output={tmp_path}"],
         "settings": [],
@@ -108,7 +110,7 @@ def test_commands_without_a_config_take_no_settings(capsys, command, tmp_path):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_a_mistyped_option_is_named(capsys, command, tmp_path):
     given = {"score": [tmp_path, tmp_path, "--labels=LV:1"], "compare": [tmp_path, tmp_path], "report": [tmp_path]}
-    given |= {"build": ["acdc", "--manual_dir=x"], "convert": ["x", "--model=vit", "--output=y"]}
+    given |= {"check": ["x"], "build": ["acdc", "--manual_dir=x"], "convert": ["x", "--model=vit", "--output=y"]}
     line = said(capsys, command, *given.get(command, []), "--outptu=x")
     assert "'--outptu=x' is no known argument" in line
 

@@ -141,6 +141,10 @@ def test_a_run_of_an_earlier_version_takes_the_default_of_what_may_change_and_mi
     del tree["train"]["max_skipped"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert configs.parse(configs.load_saved(tmp_path / "config.json")) == configs.Config()
+    del tree["fusion"]["blank_share"], tree["eval"]["certificate"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    opened = configs.parse(configs.load_saved(tmp_path / "config.json"))
+    assert opened.fusion.blank_share == opened.blank_share == 0.0 and opened.eval.certificate
     del tree["train"]["num_steps"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match=r"config.train.num_steps is missing"):

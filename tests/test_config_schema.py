@@ -89,7 +89,7 @@ def test_what_is_no_finite_number_is_refused(s, value):
         ("seed", -1, "0 to "),
         ("dataset.max_train_patients", -3, "0 to "),
         ("dataset.fold", 5, r"0 to 4, below dataset\.num_folds"),
-        ("dataset.name", "acdcc", "choose one of 'acdc', 'mnms', 'phantom'"),
+        ("dataset.name", "acdcc", "choose one of 'acdc', 'mnms', 'mnms2', 'busi', 'covid', 'folder', 'phantom'"),
         ("retrieval.temperature", 0.0, "above 0"),
         ("backbone.in_channels", 2, "choose one of 1, 3"),
         ("backbone.in_channels", True, "choose one of 1, 3"),

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from jras_jax.commands import cli
+from jras_jax.data.grid import framed_slices, volume_slices
 from jras_jax.evaluation.evaluate import evaluate
+from jras_jax.inference.pipeline import segment_files
+from jras_jax.inference.scans import Task, segment_file
 from jras_jax.inference.trained_run import open_run
 from jras_jax.retrieval import gallery_files
 from jras_jax.run_folder.layout import RunFolder
@@ -93,11 +96,12 @@ def test_predict_writes_the_frame(framed, tiny, data, tmp_path):
     assert np.linalg.norm(middle - heart["centre_voxel"]) < 25
 
 
-def test_a_heart_that_is_not_found_is_counted_and_named(opened, data):
+def test_a_heart_that_is_not_found_is_counted_and_named(framed, opened, data):
     variables = jax.tree.map(lambda x: x, opened.variables)
     head = variables["params"]["locator"]["head_0"]
     head["bias"] = head["bias"].at[0].add(1000.0)  # this locator sees background everywhere
-    blind = dataclasses.replace(opened, variables=variables)
+    once = open_run(framed, ["--config.eval.frame_rounds=1"])  # a second round would find it in the whole slices
+    blind = dataclasses.replace(once, variables=variables)
     volume = data.part("test")[0]
     prediction = blind.segmenter(blind.train_gallery(data).arrays).volume(volume)
     assert prediction.located.frame is None and prediction.labels.shape == volume.image.shape
@@ -107,11 +111,35 @@ def test_a_heart_that_is_not_found_is_counted_and_named(opened, data):
     assert any(f"not found in {len(cases)} cases" in line for line in summary["warnings"])
 
 
-def test_a_second_round_takes_the_frame_from_the_mask_of_the_first(framed, data):
-    once, twice = open_run(framed), open_run(framed, ["--config.eval.frame_rounds=2"])
-    volume = data.part("test")[0]
-    a, b = (run.segmenter(run.train_gallery(data).arrays).volume(volume) for run in (once, twice))
-    assert a.located.frame != b.located.frame
+def test_a_second_round_leaves_a_frame_that_is_far_from_the_mask(opened, data):
+    gallery, volume = opened.train_gallery(data).arrays, data.part("test")[0]
+    segmenter = opened.segmenter(gallery)
+    frame = segmenter.placed(volume).located.frame
+    moved = frame._replace(row=frame.row + 0.5 * frame.radius)
+    wrong = framed_slices(volume, opened.grid, volume_slices(volume, opened.grid.whole), moved)
+    better = segmenter.volume(volume, slices=wrong).located.frame
+    assert better != moved and abs(better.row - frame.row) < 0.5 * frame.radius
+    segmenter.rounds = 1
+    assert segmenter.volume(volume, slices=wrong).located.frame == moved
+
+
+def test_many_scans_at_once_are_segmented_as_one_by_one(opened, tiny, data, tmp_path):
+    """A second round makes slices wait again; the masks must not depend on what else is in the batch."""
+    scans = sorted(tiny.data_dir.rglob("testing/*/*_frame*[0-9].nii.gz"))[:4]
+    gallery = opened.train_gallery(data)
+    segmenter = opened.segmenter(gallery.arrays)
+    frames = [segmenter.placed(volume).located.frame for volume in data.part("test")]
+    assert all(frames)
+    together = [Task(scan, tmp_path / "together" / scan.name) for scan in scans]
+    alone = [Task(scan, tmp_path / "alone" / scan.name) for scan in scans]
+    (tmp_path / "together").mkdir()
+    (tmp_path / "alone").mkdir()
+    assert segment_files(opened, together, gallery) == []
+    again = sum(bool(x) for x in [segment_file(opened, task, gallery, segmenter) for task in alone])
+    assert again == len(scans)
+    for a, b in zip(together, alone, strict=True):
+        different = np.asarray(nib.load(a.mask).dataobj) != np.asarray(nib.load(b.mask).dataobj)
+        assert different.mean() < 1e-4
 
 
 def test_a_run_of_an_earlier_version_saw_whole_slices(trained_run, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jras_jax.errors import UserError
-from jras_jax.joint import fusion
+from jras_jax.joint import controls, fusion
 from jras_jax.retrieval import selection
 from jras_jax.retrieval.gallery import Guides
 
@@ -224,3 +224,37 @@ def test_unknown_names_and_options_are_refused():
         fusion.create("concat", levels=(0,))
     with pytest.raises(UserError, match=r"mask='words'"):
         fusion.create("concat", mask="words").apply({}, query(), guides(1), method="fuse_input")
+
+
+def _blank_outputs(kind, shown):
+    """What a perturbed fusion gives; the guides' features are alike, as an encoder has them of empty images."""
+    alike = tuple(jnp.broadcast_to(m[:1, :1], m.shape) for m in maps(2))
+    return both(kind, perturbed(initial(kind, 2)), query(), maps(), alike, shown)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blank_guides_are_finite_and_alike_whatever_they_replace(kind):
+    every = jnp.ones(B, bool)
+    one, other = (_blank_outputs(kind, controls.blanked(guides(2, seed), every)) for seed in (0, 7))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert bool(jnp.isfinite(a).all())
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    def total(weights):
+        shown = controls.blanked(guides(2).replace(weights=jax.nn.softmax(weights)), every)
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(_blank_outputs(kind, shown)))
+
+    np.testing.assert_allclose(jax.grad(total)(jnp.array([[0.3, -0.3]] * B)), 0.0, atol=1e-4)
+
+
+def test_only_the_named_queries_are_altered_and_each_as_its_name_says():
+    shown, which = guides(2), jnp.array([True, False])
+    blank, moved = controls.blanked(shown, which), controls.permuted(shown, which)
+    assert not blank.images[0].any() and not blank.masks[0].any()
+    labels = np.asarray(shown.masks[0].argmax(-1))
+    np.testing.assert_array_equal(moved.masks[0].argmax(-1), np.array([0, 2, 3, 1])[labels])
+    for altered in (blank, moved):
+        for a, b in zip(jax.tree.leaves(altered), jax.tree.leaves(shown), strict=True):
+            np.testing.assert_array_equal(a[1], b[1])
+        np.testing.assert_array_equal(altered.weights, shown.weights)
+    np.testing.assert_array_equal(moved.images, shown.images)

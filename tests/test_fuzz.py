@@ -1,4 +1,4 @@
-"""Damaged files in every reader: an error for the user or a result, never a traceback, a hang or a swollen process.
+"""Damaged files in every reader: an error for the user or a result, never a traceback, a hang or a process that grows.
 
 JRAS_FUZZ_CASES sets the number of cases, shared by the four readers (2000; a nightly run takes 10000).
 """
@@ -72,6 +72,7 @@ MUTATIONS = st.lists(
     min_size=0,
     max_size=4,
 )
+SOUND = st.sampled_from(["plain", "gzip", "stored", "members"])
 PACKING = st.sampled_from(["plain", "gzip", "stored", "members", "gzip cut", "gzip flipped", "gzip and more", "zlib"])
 SUFFIX = st.sampled_from([".nii", ".nii.gz", ".NII.GZ", ".Nii"])
 
@@ -118,13 +119,18 @@ def packed(data, how):
 
 @st.composite
 def files(draw):
-    """(suffix, scan, mask): one of them, or both, damaged."""
+    """(suffix, scan, mask): damaged in their bytes, in their packing, in both, or not at all.
+
+    Bytes stay whole in a quarter of the cases and packings in half of them, because a reader sees no fault but the
+    first one.
+    """
     scan, mask = draw(st.sampled_from(BASES))
-    which = draw(st.sampled_from(["scan", "mask", "both"]))
+    which = draw(st.sampled_from(["scan", "mask", "both", "neither"]))
     changes, other = draw(MUTATIONS), draw(MUTATIONS)
-    scan = mutated(scan, changes) if which != "mask" else scan
-    mask = mutated(mask, other if which == "both" else changes) if which != "scan" else mask
-    return draw(SUFFIX), packed(scan, draw(PACKING)), packed(mask, draw(PACKING))
+    scan = mutated(scan, changes) if which in ("scan", "both") else scan
+    mask = mutated(mask, other if which == "both" else changes) if which in ("mask", "both") else mask
+    packing = draw(st.sampled_from([SOUND, PACKING]))
+    return draw(SUFFIX), packed(scan, draw(packing)), packed(mask, draw(packing))
 
 
 def folder(tmp_path):
@@ -198,7 +204,7 @@ def test_a_damaged_file_gives_an_error_for_the_user_or_a_result(tmp_path, reader
     check()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 if sys.platform == "darwin" else 1024)
     assert grown < MEMORY_MB * (1 if sys.platform != "darwin" else 2**20)
-    assert min(outcomes.values()) > 0.05 * sum(outcomes.values()), outcomes  # it tries what is fine and what is not
+    assert min(outcomes.values()) > 0.10 * sum(outcomes.values()), outcomes  # it tries what is fine and what is not
     capsys.readouterr()
 
 

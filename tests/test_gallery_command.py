@@ -17,23 +17,13 @@ from tests.commands import call, predict
 
 
 @pytest.fixture(scope="module")
-def run(trained_run, tiny, tmp_path_factory):
-    """A copy of the tiny run, its gallery made."""
-    folder = tmp_path_factory.mktemp("galleries") / "run"
-    shutil.copytree(trained_run, folder)
-    opened = open_run(folder)
-    opened.train_gallery(tiny.data(opened))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def testing(tiny, run):
+def testing(phantom_scans):
     """The phantom's folder of three test patients, patient101 to patient103: the pairs of 'another hospital'."""
-    return next((tiny.data_dir / "scans").glob("*")) / "testing"
+    return phantom_scans / "testing"
 
 
 @pytest.fixture(scope="module")
-def hospital(run, testing, tiny, tmp_path_factory):
+def hospital(run, testing, tmp_path_factory):
     """A gallery of the three, made once."""
     folder = tmp_path_factory.mktemp("hospital") / "g"
     make(run, output=folder, input=testing)
@@ -104,9 +94,9 @@ def guides_of(mask):
     return [s["guides"] for f in evidence["frames"] for s in f["slices"]]
 
 
-def test_prediction_takes_its_guides_from_the_gallery_it_is_given(run, hospital, tiny, tmp_path, capsys):
+def test_prediction_takes_its_guides_from_the_gallery_it_is_given(run, hospital, phantom_scans, tmp_path, capsys):
     patient = open_run(run).splits["validation"][0]
-    scan = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
+    scan = next(phantom_scans.rglob(f"{patient}_frame01.nii.gz"))
     (own,) = predict(run, scan, tmp_path / "own")
     (stored,) = predict(run, scan, tmp_path / "stored", f"--gallery={hospital}")
     train = {f"{p}_{phase}" for p in open_run(run).splits["train"] for phase in ("ED", "ES")}
@@ -116,9 +106,9 @@ def test_prediction_takes_its_guides_from_the_gallery_it_is_given(run, hospital,
     assert f"gallery: {hospital}" in capsys.readouterr().out
 
 
-def test_a_folder_of_pairs_serves_as_the_gallery_made_of_it(run, hospital, testing, tiny, tmp_path, capsys):
+def test_a_folder_of_pairs_serves_as_the_gallery_made_of_it(run, hospital, testing, phantom_scans, tmp_path, capsys):
     patient = open_run(run).splits["validation"][0]
-    scan = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
+    scan = next(phantom_scans.rglob(f"{patient}_frame01.nii.gz"))
     (stored,) = predict(run, scan, tmp_path / "stored", f"--gallery={hospital}")
     capsys.readouterr()
     (direct,) = predict(run, scan, tmp_path / "direct", f"--gallery={testing}")

@@ -128,10 +128,10 @@ def test_slices_along_another_axis_are_named(tmp_path, axis, known):
 
 
 def test_isotropic_and_thin_stacks_keep_their_third_axis():
-    assert geometry.slice_axis((160, 160, 120), (1.4, 1.4, 1.2), True) == 2
-    assert geometry.slice_axis((60, 160, 12), (2.0, 2.0, 8.0), True) == 2
-    assert geometry.slice_axis((256, 216, 10), (1, 1, 1), False) == 2
-    assert geometry.slice_axis((10, 216, 256), (1, 1, 1), False) == 0
+    assert geometry.suspected_slice_axis((160, 160, 120), (1.4, 1.4, 1.2), True) == 2
+    assert geometry.suspected_slice_axis((60, 160, 12), (2.0, 2.0, 8.0), True) == 2
+    assert geometry.suspected_slice_axis((256, 216, 10), (1, 1, 1), False) == 2
+    assert geometry.suspected_slice_axis((10, 216, 256), (1, 1, 1), False) == 0
 
 
 def test_scoring_refuses_what_contradicts_itself_and_says_the_rest(tmp_path, capsys):

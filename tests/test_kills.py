@@ -1,4 +1,4 @@
-"""Twenty SIGKILLs, most of them in the middle of a save: the run goes on each time, and ends with the same bits."""
+"""Twenty SIGKILLs, most of them in the middle of a save: the run resumes each time, and ends with the same bits."""
 
 import itertools
 import multiprocessing
@@ -88,6 +88,6 @@ def test_twenty_kills_change_no_bit(tiny, tmp_path):
         for d in (workdir, tmp_path / "whole")
     )
     assert ours == other
-    assert not (workdir / "checkpoints.damaged").exists()  # nothing that bears a step's name was ever incomplete
+    assert not (workdir / "checkpoints.damaged").exists()  # no folder with a step's name was ever incomplete
     kept, others = Checkpoints(RunFolder(workdir)), Checkpoints(RunFolder(tmp_path / "whole"))
     assert (kept.best(), kept.latest()) == (others.best(), others.latest())

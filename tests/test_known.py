@@ -77,16 +77,6 @@ def test_too_few_slices_of_others_are_refused():
     known.check(known.find("nobody", [np.zeros((1, 32, 32), np.uint8)]), 5)
 
 
-@pytest.fixture(scope="module")
-def run(trained_run, tiny, tmp_path_factory):
-    """A copy of the tiny run, its gallery made; and the scans of its data set."""
-    folder = tmp_path_factory.mktemp("known") / "run"
-    shutil.copytree(trained_run, folder)
-    opened = open_run(folder)
-    opened.train_gallery(tiny.data(opened))
-    return folder, next((tiny.data_dir / "scans").glob("*"))
-
-
 def predict(capsys, folder, source, output, *more):
     """Evidence and the lines of standard error."""
     assert cli.main(["predict", f"--workdir={folder}", f"--input={source}", f"--output={output}", *more]) == 0
@@ -98,10 +88,9 @@ def guides_of(evidence):
     return {g["case"].rpartition("_")[0] for f in evidence["frames"] for s in f["slices"] for g in s["guides"]}
 
 
-def test_the_terminal_says_who_was_recognised_by_what(run, tmp_path, capsys):
-    folder, scans = run
-    own, another = open_run(folder).splits["train"][:2]
-    source = next(scans.rglob(f"{own}_frame01.nii.gz"))
+def test_the_terminal_says_who_was_recognised_by_what(run, phantom_scans, tmp_path, capsys):
+    own, another = open_run(run).splits["train"][:2]
+    source = next(phantom_scans.rglob(f"{own}_frame01.nii.gz"))
     changed = nib.load(source)
     changed = nib.Nifti1Image(
         (np.asarray(changed.dataobj) * 0.5 + 3).astype("i2")[::-1], changed.affine, changed.header
@@ -117,7 +106,7 @@ def test_the_terminal_says_who_was_recognised_by_what(run, tmp_path, capsys):
             nib.save(changed, file)
         else:
             shutil.copy(source, file)
-        evidence, err = predict(capsys, folder, file, tmp_path / "out")
+        evidence, err = predict(capsys, run, file, tmp_path / "out")
         (first, how), *others = expected.items()
         assert (evidence["gallery_patient"], evidence["matched_by"]) == (first, how)
         assert evidence["other_gallery_patients"] == dict(others)
@@ -129,17 +118,15 @@ def test_the_terminal_says_who_was_recognised_by_what(run, tmp_path, capsys):
         assert err[0].endswith(" gallery slices are left out")
 
 
-def test_a_stranger_is_not_talked_about(run, tmp_path, capsys):
-    folder, scans = run
-    evidence, err = predict(capsys, folder, next(scans.rglob("patient101_frame01.nii.gz")), tmp_path / "out")
+def test_a_stranger_is_not_talked_about(run, phantom_scans, tmp_path, capsys):
+    evidence, err = predict(capsys, run, next(phantom_scans.rglob("patient101_frame01.nii.gz")), tmp_path / "out")
     assert err == [] and evidence["gallery_patient"] is evidence["matched_by"] is None
     assert evidence["gallery_slices_left_out"] == 0
 
 
-def test_a_leak_that_was_asked_for_is_said(run, tmp_path, capsys):
-    folder, scans = run
-    own = open_run(folder).splits["train"][0]
-    source = next(scans.rglob(f"{own}_frame01.nii.gz"))
-    evidence, err = predict(capsys, folder, source, tmp_path / "out", "--config.retrieval.exclude=none")
+def test_a_leak_that_was_asked_for_is_said(run, phantom_scans, tmp_path, capsys):
+    own = open_run(run).splits["train"][0]
+    source = next(phantom_scans.rglob(f"{own}_frame01.nii.gz"))
+    evidence, err = predict(capsys, run, source, tmp_path / "out", "--config.retrieval.exclude=none")
     assert own in guides_of(evidence) and evidence["gallery_slices_left_out"] == 0
     assert "its slices may guide it, because config.retrieval.exclude=none" in err[-1]

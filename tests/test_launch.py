@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def wait_for(path, seconds=30):
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.05)
+
+
+def test_the_pods_run_what_the_container_holds():
+    job = (ROOT / "launch" / "kubernetes-jobset.yaml").read_text()
+    container = (ROOT / "containers" / "Dockerfile").read_text()
+    assert 'command: ["resumable.sh", "jras", "train"]' in job and "target cuda" in job
+    assert "COPY --chmod=755 launch/resumable.sh /usr/local/bin/resumable.sh" in container
+    assert 'ENTRYPOINT ["jras"]' in container and "AS cuda" in container
+    config = re.search(r"--config=(\w+)", job)[1]
+    assert (ROOT / "configs" / f"{config}.py").is_file()  # installed with the package, and known by its name
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 3, 134])

@@ -10,9 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TABLE = re.findall(r"^\| `(\w+)/?` \|.*\| (.*) \|$", (ROOT / "docs" / "ARCHITECTURE.md").read_text(), re.M)
 ORDER = [name for name, _ in TABLE]
 FILES = sorted((ROOT / "jras_jax").rglob("*.py"))
-READING = tuple(
-    f"data.{name}" for name in ("description", "volume", "nifti", "geometry", "finder", "cavities", "tables", "remarks")
-)
+READ = ("description", "volume", "nifti", "pictures", "images", "layout", "geometry", "finder", "names", "cavities")
+READING = tuple(f"data.{name}" for name in (*READ, "tables", "remarks"))
 TOP = ("__init__", "__main__")  # the package's own front door and entry points
 
 

@@ -111,7 +111,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, mo
     with monkeypatch.context() as patch:
         patch.setattr(joint_run, "compile_step", lambda *a: steps.append(plain(*a)) or steps[-1])
         whole = tiny.train(tmp_path / "whole", **changes)
-    assert [s._cache_size() for s in steps] == [1]  # neither a refresh nor a validation makes it compile anew
+    assert [s._cache_size() for s in steps] == [1]  # neither a refresh nor a validation makes it compile again
     parts = tmp_path / "parts"
     interrupted(tiny, parts, stop_after, 3, monkeypatch, **changes)
     tiny.train(parts, **changes)

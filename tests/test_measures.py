@@ -49,15 +49,16 @@ def test_fine_grids_are_thinned_for_the_overlap_of_all_pairs():
     np.testing.assert_allclose(measures.overlap(a, b), measures.overlap(masks(4, 0), masks(4, 1)), atol=1e-6)
 
 
-def test_summary_of_perfect_guides():
+def test_summary_of_a_perfect_first_guide():
     gallery = masks(5)
     indices = np.array([[0, 1], [1, 2], [2, 3]])
     weights = np.array([[0.9, 0.1]] * 3)
     found = measures.summary(gallery[:3], indices, weights, gallery)
-    assert found["retrieval_dice_1"] == 1.0
-    assert found["retrieval_dice_k"] == 1.0  # the heavier mask wins every pixel
+    assert found["retrieval_dice_1"] == 1.0 > found["retrieval_dice_k"]  # the other guide has a tenth of every pixel
     assert found["gallery_used"] == pytest.approx(4 / 5)
     assert found["weight_entropy"] == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)))
+    same = measures.summary(gallery[:3], indices[:, [0, 0]], weights, gallery)
+    assert same["retrieval_dice_k"] == pytest.approx(1.0)
 
 
 def test_the_heaviest_guide_counts_at_any_place():
@@ -66,12 +67,23 @@ def test_the_heaviest_guide_counts_at_any_place():
     assert found["retrieval_dice_1"] == 1.0
 
 
-def test_the_mix_takes_the_class_with_most_weight():
-    gallery = np.zeros((3, 2, 2), np.uint8)
-    gallery[0, 0, 0], gallery[1, 0, 0], gallery[2, 0, 0] = 1, 3, 3
-    truth = gallery[[1]]
-    found = measures.summary(truth, np.array([[0, 1, 2]]), np.array([[0.4, 0.3, 0.3]]), gallery)
-    assert found["retrieval_dice_1"] == 0.0 and found["retrieval_dice_k"] == 1.0
+def test_the_mix_is_the_soft_dice_of_the_mean_of_one_hot_masks():
+    truth, gallery = masks(6, 5), masks(8, 6)
+    rng = np.random.default_rng(0)
+    indices, weights = rng.integers(0, 8, (6, 2)), rng.dirichlet([1, 1], 6)
+    want = []
+    for t, rows, w in zip(truth, indices, weights, strict=True):
+        scores = []
+        for label in (1, 2, 3):
+            soft, true = sum(v * (gallery[r] == label) for v, r in zip(w, rows, strict=True)), t == label
+            if soft.sum() + true.sum():
+                scores.append(2 * (soft * true).sum() / (soft.sum() + true.sum()))
+        want.append(np.mean(scores) if scores else 1.0)
+    found = measures.guide_dice(truth, indices, weights, gallery)
+    np.testing.assert_allclose(found[1], want, atol=1e-12)
+    assert (np.abs(found[0] - found[1]) > 1e-3).any()  # at two guides, too, it is another number than the first guide's
+    one = measures.guide_dice(truth, indices[:, :1], np.ones((6, 1)), gallery)
+    np.testing.assert_allclose(one[1], one[0])
 
 
 def test_controls_by_their_definition_and_in_their_order():

@@ -133,7 +133,7 @@ def test_anatomy_in_every_scan(written):
             assert area.argmax() < (has[3].min() + has[3].max()) / 2  # tapers towards the apex
             cavity = mask == 3
             rim = ndimage.binary_dilation(cavity, np.ones((3, 3, 1))) & ~cavity
-            assert (mask[rim] == 2).all()  # the cavity lies inside the myocardium
+            assert (mask[rim] == 2).all()  # the cavity is inside the myocardium
             bright = {k: np.median(scan.array[mask == k]) for k in (1, 2, 3)}
             assert bright[2] < 0.75 * min(bright[1], bright[3])  # blood is brighter than muscle
         spacing = both["ED"][0].spacing
@@ -151,7 +151,7 @@ def test_recorded_volumes_are_those_of_the_files(written):
 
 
 def test_world_coordinates_are_truthful_under_flips_and_transposes(written):
-    """However a file is stored, the RV lies to the patient's right of the LV, the apex to the left and feet."""
+    """However a file is stored, the RV is to the patient's right of the LV, the apex to the left and feet."""
     folder, patients = written
     stored = set()
     for p in patients:

@@ -89,12 +89,12 @@ def test_reading_waits_for_writing(trained_run, tiny, scans, tmp_path, monkeypat
     alive, most, lock = weakref.WeakValueDictionary(), [], threading.Lock()
     read, write = pipeline.open_scan, pipeline.write_results
 
-    def slow(*arguments):
+    def slow(*arguments, **named):
         time.sleep(0.05)
-        return write(*arguments)
+        return write(*arguments, **named)
 
-    def counted(*arguments):
-        scan = read(*arguments)
+    def counted(*arguments, **named):
+        scan = read(*arguments, **named)
         with lock:
             alive[len(most)] = scan.scan.array
             gc.collect()
@@ -112,7 +112,7 @@ def test_reading_waits_for_writing(trained_run, tiny, scans, tmp_path, monkeypat
 def test_a_full_disk_stops_and_leaves_no_thread(trained_run, tiny, scans, tmp_path, monkeypatch):
     run, gallery = opened(trained_run, tiny)
 
-    def full(*arguments):
+    def full(*arguments, **named):
         raise UserError("no space") from OSError(28, "No space left on device")
 
     monkeypatch.setattr(pipeline, "write_results", full)

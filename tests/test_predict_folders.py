@@ -13,20 +13,9 @@ from jras_jax.data import nifti
 from jras_jax.errors import UserError
 from jras_jax.inference import scans as inference
 from jras_jax.inference.scans import tasks
-from jras_jax.inference.trained_run import open_run
 
 ZOOMS = np.array([2.5, 2.5, 8.0])
 LPS = np.diag([-2.5, -2.5, 8.0, 1.0])
-
-
-@pytest.fixture(scope="module")
-def run(trained_run, tiny, tmp_path_factory):
-    """A copy of the tiny run, its gallery made."""
-    folder = tmp_path_factory.mktemp("folders") / "run"
-    shutil.copytree(trained_run, folder)
-    opened = open_run(folder)
-    opened.train_gallery(tiny.data(opened))
-    return folder
 
 
 def scan(path, seed=0, affine=LPS, **header):

@@ -81,9 +81,9 @@ def test_a_run_starts_from_a_pretrained_retriever(tiny, tmp_path, capsys):
         assert np.abs(started[name] - np.asarray(random[name])).max() > 1e-4
 
 
-def losses(folder):
+def column(folder, name="loss"):
     with folder.metrics.open(newline="") as f:
-        return [row["loss"] for row in csv.DictReader(f)]
+        return [row[name] for row in csv.DictReader(f)]
 
 
 @pytest.mark.slow
@@ -114,7 +114,9 @@ def test_a_stopped_pretraining_resumes_to_the_bit(tiny, tmp_path, monkeypatch, c
     for _ in range(2):
         assert cli.main(words(parts)) == 0
         assert parts.retriever.read_bytes() == whole.retriever.read_bytes()
-        assert losses(parts) == losses(whole) and len(losses(whole)) == 3
+        assert column(parts) == column(whole) and len(column(whole)) == 3
+    rates = [float(rate) for rate in column(whole, "lr_retriever")]  # x 0.1 after 70% of the steps
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4]) and column(parts, "lr_retriever") == column(whole, "lr_retriever")
 
 
 def test_training_and_pretraining_never_share_a_folder(tiny, trained_run, tmp_path, capsys):

@@ -13,23 +13,9 @@ import pytest
 
 import tfds_builders
 from jras_jax.commands import cli
-from jras_jax.data import nifti, phantom, prepared, tables
+from jras_jax.data import nifti, prepared, tables
 from jras_jax.errors import UserError
 from tests.official_folders import CSV, change, frame_of, left_in, mask_of, write_mnms
-
-
-@pytest.fixture(scope="module")
-def acdc(tmp_path_factory):
-    """A small phantom; read only."""
-    folder = tmp_path_factory.mktemp("acdc")
-    phantom.write_acdc(folder, train_patients=3, test_patients=1, seed=5)
-    return folder
-
-
-@pytest.fixture
-def scans(acdc, tmp_path):
-    """A copy of the phantom to break."""
-    return pathlib.Path(shutil.copytree(acdc, tmp_path / "acdc"))
 
 
 def build(root, data, name="acdc"):

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from tests import reliability
-from tests.reliability import Absent, Row, attempt, load_rows, table
+from tests.reliability import Absent, Row, attempt, load_rows, table, updated
 
 
 def test_the_table_has_every_row_and_each_held():
@@ -13,7 +13,7 @@ def test_the_table_has_every_row_and_each_held():
     rows = load_rows()
     assert len({(r.kind, r.tried) for r in rows}) == len(rows) > 30
     for row in rows:
-        assert f"| {row.kind} | {row.tried} | {row.times} | " in text, f"{row.tried}: run python -m tests.reliability"
+        assert f"| {row.kind} | {row.tried} | {row.done} | " in text, f"{row.tried}: run python -m tests.reliability"
     assert "FAILS" not in text
 
 
@@ -49,5 +49,11 @@ def test_commands_run_as_on_the_command_line(tmp_path):
 
 
 def test_the_table_is_markdown():
-    text = table([(Row("a|b", "c\nd", 3, lambda lab: None), "fine")])
-    assert text.endswith("| a\\|b | c d | 3 | fine |\n")
+    text = table([(Row("a|b", "c\nd", 3, lambda lab: None, each=2), "fine")])
+    assert "\n| a\\|b | c d | 6 | fine |\n" in text
+
+
+def test_rows_that_are_not_tried_keep_their_outcome():
+    first, second, new = (Row("kind", tried, 1, lambda lab: None) for tried in ("a", "b", "c"))
+    text = table([(first, "x | y"), (second, "old")])
+    assert updated([first, second, new], [(second, "fresh")], text) == [(first, "x | y"), (second, "fresh")]

@@ -14,6 +14,7 @@ import pytest
 
 from jras_jax.report import write_report
 from tests.fake_run import write_fake_run
+from tests.test_report import contrast
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 DRIVER = shutil.which("chromedriver")
@@ -259,6 +260,21 @@ def test_charts_and_tables_have_a_layout_for_narrow_windows(opened):
     )
     found = at_width(opened, 400, tells)
     assert any(wide for wide, *_ in found) and all(wide == told == key for wide, told, key in found)
+
+
+def test_a_structures_curve_has_its_hue_and_is_legible_in_both_schemes(opened):
+    strokes = "return [...document.querySelectorAll('polyline.structure')].map(p => getComputedStyle(p).stroke)"
+    grounds = {"light": "#fcfcfb", "dark": "#14171a"}
+    try:
+        for scheme, ground in grounds.items():
+            opened.scheme(scheme)
+            found = [re.findall(r"[\d.]+", stroke)[:3] for stroke in opened.script(strokes)]
+            assert len(found) == len({tuple(f) for f in found}) == 3
+            for channels in found:  # color(srgb r g b), each 0 to 1
+                colour = "#" + "".join(f"{round(255 * float(c)):02x}" for c in channels)
+                assert contrast(colour, ground) >= 3.0, (scheme, colour)
+    finally:
+        opened.scheme("light")
 
 
 def test_errors_are_hatched_in_the_colour_of_their_structure(opened):

@@ -13,7 +13,7 @@ from jras_jax.report import axes, charts, evidence, images, markup, panels, resp
 
 
 def inside(path: str, size: int) -> np.ndarray:
-    """Pixels whose centre lies inside a contour path by the even-odd rule."""
+    """Pixels whose centre is inside a contour path by the even-odd rule."""
     crossings = np.zeros((size, size), int)
     centres = 2 * np.arange(size) + 1  # path units are half pixels
     for part in path.split("M")[1:]:

@@ -12,6 +12,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from jras_jax import files
+from jras_jax.commands import cli
+from jras_jax.data.description import CARDIAC
 from jras_jax.run_folder import event_log, run_log
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.run_folder.metric_log import MetricLog
@@ -66,6 +68,14 @@ def test_the_log_holds_the_runs_lines_warnings_and_end_with_time_stamps(tmp_path
     told = [line.partition(" ")[2] for line in lines]
     assert told[:3] == ["warning: before the start", "step 1", "warning: UserWarning: odd indeed"]
     assert told[-1] == "ended: SystemExit: stopped by a signal" and not any("afterwards" in t for t in told)
+
+
+def test_warnings_are_printed_like_other_messages(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    assert cli.main(["settings", "top_k"]) == 0
+    ABSL.warning("%s is damaged", "metrics.csv")
+    ABSL.error("lost")
+    assert capsys.readouterr().err == "warning: metrics.csv is damaged\nerror: lost\n"
 
 
 def test_a_start_that_fails_leaves_no_log(tmp_path):
@@ -171,5 +181,5 @@ def test_samples_are_bounded_on_fine_grids():
 
     image = np.zeros((1000, 1000), np.uint8)
     labels = np.full((1000, 1000), 2)
-    shown = samples.painted(image, labels)
-    assert max(shown.shape[:2]) <= samples.SIDE and (shown == samples.COLOURS[2] // 2).all()
+    shown = samples.painted(image, labels, CARDIAC.palette)
+    assert max(shown.shape[:2]) <= samples.SIDE and (shown == CARDIAC.palette[2] // 2).all()

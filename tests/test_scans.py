@@ -16,25 +16,9 @@ from tests.commands import predict
 
 
 @pytest.fixture(scope="module")
-def run(trained_run, tiny, tmp_path_factory):
-    """A copy of the tiny run, its gallery made."""
-    folder = tmp_path_factory.mktemp("predict") / "run"
-    shutil.copytree(trained_run, folder)
-    opened = open_run(folder)
-    opened.train_gallery(tiny.data(opened))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def scans(tiny, run):
-    """The phantom's folder of test patients."""
-    return next((tiny.data_dir / "scans").glob("*")) / "testing"
-
-
-@pytest.fixture(scope="module")
-def scan(scans):
+def scan(phantom_scans):
     """One scan of a test patient, as nibabel has it."""
-    return nib.load(next(p for p in sorted(scans.rglob("*_frame01.nii.gz"))))
+    return nib.load(next(p for p in sorted(phantom_scans.glob("testing/*/*_frame01.nii.gz"))))
 
 
 def save(path, array, affine, zooms=None, codes=(1, 1)):
@@ -142,10 +126,10 @@ def test_labels_are_those_of_the_data_sets_own_convention(run, scan, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["own", "renamed"])
-def test_a_training_patients_scan_is_never_guided_by_its_own_slices(run, tiny, tmp_path, name):
+def test_a_training_patients_scan_is_never_guided_by_its_own_slices(run, phantom_scans, tmp_path, name):
     """By the file's name or, if it was renamed, by the slices themselves."""
     patient = open_run(run).splits["train"][0]
-    source = next((tiny.data_dir / "scans").rglob(f"{patient}_frame01.nii.gz"))
+    source = next(phantom_scans.rglob(f"{patient}_frame01.nii.gz"))
     file = tmp_path / (source.name if name == "own" else "somebody.nii.gz")
     shutil.copy(source, file)
     _, evidence = segment(run, file, tmp_path / "out")
@@ -158,7 +142,8 @@ def test_a_training_patients_scan_is_never_guided_by_its_own_slices(run, tiny, t
     assert f"{patient}_ED" in cases
 
 
-def test_a_folder_is_segmented_with_its_subfolders_and_without_its_masks(run, scans, tmp_path):
+def test_a_folder_is_segmented_with_its_subfolders_and_without_its_masks(run, phantom_scans, tmp_path):
+    scans = phantom_scans / "testing"
     written = predict(run, scans, tmp_path)
     found = [p for p in sorted(scans.rglob("*.nii.gz")) if not p.name.endswith("_gt.nii.gz")]
     assert sorted(written) == [tmp_path / p.relative_to(scans) for p in found] and len(found) == 6

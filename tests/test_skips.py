@@ -97,8 +97,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatc
 
     plain = joint_run.create_state
 
-    def broken(*given):
-        state, tx, shardings = plain(*given)
+    def broken(*given, **named):
+        state, tx, shardings = plain(*given, **named)
         return state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params)), tx, shardings
 
     monkeypatch.setattr(joint_run, "create_state", broken)

@@ -233,6 +233,24 @@ def test_half_precision_and_softmax_over_the_gallery(small):
 
 
 @pytest.mark.slow
+def test_blank_guides_teach_the_backbone_and_not_the_retriever(small):
+    """Mixed guides carry a gradient in their pixels too: where they are blank, it must not pass or become NaN."""
+    off = {"optim__weight_decay": 0.0, "retrieval__overlap_weight": 0.0, "retrieval__strategy": "softmax"}
+    ready = Ready(small(fusion__blank_share=1.0, **off))
+    assert all(np.isfinite(v) for metrics in ready.steps(2) for v in metrics.values())
+    moved = ready.moved
+    assert all(change == 0 for name, change in moved.items() if name.startswith("retriever/"))
+    assert np.mean([change > 0 for name, change in moved.items() if name.startswith("backbone/")]) > 0.9
+
+
+def test_blank_guides_change_no_other_draw(small, single):
+    """Fusion starts as the identity, so that the first step of a run with blanks is that of one without them."""
+    first = Ready(small(fusion__blank_share=1.0)).steps(1)[0]
+    for name in ("loss", "similarity", "weight_entropy", "overlap_loss"):
+        assert first[name] == pytest.approx(single[0][0][name], rel=1e-6), name
+
+
+@pytest.mark.slow
 def test_kept_states_give_what_a_full_pass_gives(small):
     config = small(retriever__trained_blocks=1, augment__enabled=False)
     cached, whole = Ready(config, cached=True), Ready(config)

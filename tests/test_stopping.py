@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import time
 
 import pytest
 
-from jras_jax.commands import cli
+from jras_jax.commands import cli, train
 from jras_jax.data.batches import Batches
+from jras_jax.errors import Stopped
 from jras_jax.inference.segmenter import Segmenter
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import joint_run
+from jras_jax.training.stopping import StopSignal
 from tests.test_loop import arrays_of, checkpoint_steps, same_bits
 from tests.test_skips import arguments, rows
 
@@ -37,7 +40,7 @@ def terminate(*_):
 
 def before_the_first_step(patch):
     plain = joint_run.create_state
-    patch.setattr(joint_run, "create_state", lambda *given: (terminate(), plain(*given))[1])
+    patch.setattr(joint_run, "create_state", lambda *given, **named: (terminate(), plain(*given, **named))[1])
     return {1}
 
 
@@ -100,6 +103,36 @@ def test_sigterm_saves_and_ends_with_status_0(tiny, tmp_path, monkeypatch, capsy
     assert kept.best() == others.best() and kept.dice(4) == others.dice(4)
 
 
+def test_sigterm_in_the_evaluation_after_training_ends_with_status_0(tiny, trained_run, tmp_path, monkeypatch, capsys):
+    """The same command does the rest."""
+    run = RunFolder(shutil.copytree(trained_run, tmp_path / "run"))
+    words = ["train", "--config=configs/demo.py", f"--workdir={run}", *tiny.arguments()]
+    plain, seen = Segmenter.volume, []
+
+    def volume(self, *given):
+        seen.append(1)
+        if len(seen) == 3:  # of six
+            terminate()
+        return plain(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "volume", volume)
+        assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "stopped by a signal during the evaluation; what is trained is saved, and the same command does" in said
+    assert len(seen) == 3 and not run.evaluations() and not run.report.exists()
+    assert cli.main(words) == 0
+    assert run.evaluations() and run.report.exists()
+
+
+def test_a_signal_between_a_run_and_its_baseline_stops_both(tiny, tmp_path):
+    with StopSignal() as stop:
+        terminate()
+        with pytest.raises(Stopped, match="the same command does the rest") as end:
+            train.train(tiny.config(), RunFolder(tmp_path / "baseline"), stop=stop)
+    assert end.value.status == 0 and not (tmp_path / "baseline").exists()
+
+
 def test_ctrl_c_saves_once_and_a_second_one_ends_at_once(tiny, tmp_path, monkeypatch, capsys):
     plain, drawn = Batches.__next__, []
 
@@ -126,7 +159,7 @@ def test_ctrl_c_saves_once_and_a_second_one_ends_at_once(tiny, tmp_path, monkeyp
 
 BUSY = """
 import sys, time
-from jras_jax.commands import cli
+from jras_jax.commands import cli, train
 from jras_jax.inference.segmenter import Segmenter
 from jras_jax.training import joint_run, stopping
 

@@ -1,5 +1,5 @@
 """From the challenges' official downloads to prepared TFDS data sets, without TensorFlow."""
 
-from tfds_builders.prepare import NAMES, build, scans_root
+from tfds_builders.prepare import NAMES, build, describe, home, scans_root
 
-__all__ = ["NAMES", "build", "scans_root"]
+__all__ = ["NAMES", "build", "describe", "home", "scans_root"]

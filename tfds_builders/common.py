@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 import tensorflow_datasets as tfds
 
-from jras_jax.data import DatasetDescription, cavities, finder, geometry, remarks
+from jras_jax.data import DatasetDescription, cavities, finder, geometry, images, remarks
 from jras_jax.data.description import KNOWN
 from jras_jax.data.finder import one_of
 from jras_jax.data.nifti import Scan, read_labels, read_scan
@@ -26,13 +26,16 @@ __all__ = ["Case", "Inventory", "ScanBuilder", "check_patients", "find_root", "o
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One patient at one phase, where its files lie, and what the data set's tables say of it.
+    """One patient at one phase, its files, and what the data set's tables say of it.
 
     Attributes:
       image, mask: the files; 3-D, or 4-D with `frame` chosen.
       patient, phase, group, vendor, centre: as in `jras_jax.data.Volume`.
       frame: index in the file from 0; None where the file must be 3-D.
       frame_source: what gave the frame ("the CSV's column ED"), for messages.
+      more_images: the files of the further channels.
+      more_masks: further masks of the same image, which are united with the first.
+      name: the data set's own name of the case; "" where patient and phase name it.
     """
 
     image: pathlib.Path
@@ -44,6 +47,18 @@ class Case:
     centre: str
     frame: int | None = None
     frame_source: str = ""
+    more_images: tuple[pathlib.Path, ...] = ()
+    more_masks: tuple[pathlib.Path, ...] = ()
+    name: str = ""
+
+    @property
+    def files(self) -> tuple[pathlib.Path, ...]:
+        """Every file of the case."""
+        return (self.image, *self.more_images, self.mask, *self.more_masks)
+
+
+# The image and the mask of a case.
+Reader = Callable[[Case], tuple[Scan, Scan]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +87,21 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     DESCRIPTION: str
     HOMEPAGE: str
     CITATION: str
-    LABELS: str  # key of description.KNOWN
+    LABELS: str  # key of description.KNOWN; a builder whose folder describes itself has its own `describe`
+    NAMED = False  # whether examples have a name of their own, and images an axis of channels
 
     def __init__(self, *, file_format: Any = "array_record", **kwargs: Any):
         super().__init__(file_format=file_format, **kwargs)
+
+    @classmethod
+    def describe(cls, manual_dir: pathlib.Path) -> DatasetDescription:
+        """The description of the data set in manual_dir; raises UserError if it is to describe itself and does not."""
+        return KNOWN[cls.LABELS]
+
+    @classmethod
+    def reader(cls, description: DatasetDescription) -> Reader:
+        """What reads the files of a case."""
+        return _cine_reader(description)
 
     @staticmethod
     @abc.abstractmethod
@@ -93,9 +119,12 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
     def _info(self) -> tfds.core.DatasetInfo:
         grid = (None, None, None)
+        pixels = (*grid, None) if self.NAMED else grid
+        names = {"name": tfds.features.Text()} if self.NAMED else {}
         features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Tensor(shape=grid, dtype=np.float32, encoding="zlib"),
+            names
+            | {
+                "image": tfds.features.Tensor(shape=pixels, dtype=np.float32, encoding="zlib"),
                 "mask": tfds.features.Tensor(shape=grid, dtype=np.uint8, encoding="zlib"),
                 "affine": tfds.features.Tensor(shape=(4, 4), dtype=np.float64),
                 "spacing": tfds.features.Tensor(shape=(3,), dtype=np.float32),
@@ -118,21 +147,52 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        found = self.inventory(pathlib.Path(dl_manager.manual_dir))
-        return {split: self._generate_examples(found.root, split, cases) for split, cases in found.cases.items()}
+        manual_dir = pathlib.Path(dl_manager.manual_dir)
+        found, description = self.inventory(manual_dir), self.describe(manual_dir)
+        return {
+            split: self._generate_examples(found.root, split, cases, description)
+            for split, cases in found.cases.items()
+        }
 
     def _generate_examples(
-        self, root: pathlib.Path, split: str, cases: list[Case]
+        self, root: pathlib.Path, split: str, cases: list[Case], description: DatasetDescription
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         console = rich.console.Console(stderr=True)
         hidden = not sys.stderr.isatty()
         shown = rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden)
-        for case, found in read_cases(shown, KNOWN[self.LABELS], root):
-            yield f"{case.patient}_{case.phase}", found
+        for case, found in read_cases(shown, description, root, self.reader(description)):
+            if self.NAMED:
+                image = found["image"]
+                found |= {"name": case.name, "image": image if image.ndim == 4 else image[..., None]}
+            yield case.name or f"{case.patient}_{case.phase}", found
+
+
+def _cine_reader(description: DatasetDescription) -> Reader:
+    """Reads NIfTI files; ED and ES of a 4-D file follow each other, so that the last file read serves both."""
+    image_of = functools.lru_cache(maxsize=1)(read_scan)
+    allowed = sorted(description.values)
+    mask_of = functools.lru_cache(maxsize=1)(
+        lambda mask, image: read_labels(mask, like=image_of(image), allowed=allowed)
+    )
+    return lambda case: (image_of(case.image), mask_of(case.mask, case.image))
+
+
+def any_reader(description: DatasetDescription) -> Reader:
+    """Reads images of any format and number of channels, one frame each; several masks are united."""
+    allowed = sorted(description.values)
+
+    def read(case: Case) -> tuple[Scan, Scan]:
+        scan = images.read_image((case.image, *case.more_images), len(description.channels))
+        masks = [images.read_mask(path, scan, allowed) for path in (case.mask, *case.more_masks)]
+        united = functools.reduce(np.maximum, (mask.array for mask in masks))
+        remarks = tuple(remark for mask in masks for remark in mask.remarks)
+        return scan, dataclasses.replace(masks[0], array=united, remarks=remarks)
+
+    return read
 
 
 def read_cases(
-    cases: Iterable[Case], description: DatasetDescription, root: pathlib.Path
+    cases: Iterable[Case], description: DatasetDescription, root: pathlib.Path, read: Reader | None = None
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
     """Reads the cases of a split, each with its example; afterwards tells what is unusual about the files on stderr.
 
@@ -140,33 +200,43 @@ def read_cases(
       cases: of `Inventory`.
       description: of the data set.
       root: the folder `source` is relative to.
+      read: the builder's `reader`; None: that of cines.
 
     Raises:
-      ScanError: a file breaks a rule of `nifti`, its slices run along another axis than the third, LV and RV seem
+      ScanError: a file breaks a rule of its format, its slices run along another axis than the third, LV and RV seem
         exchanged, or see `example`.
     """
-    # ED and ES of a 4-D file follow each other: the last file read serves both.
-    image_of = functools.lru_cache(maxsize=1)(read_scan)
-    mask_of = functools.lru_cache(maxsize=1)(
-        lambda mask, image: read_labels(mask, like=image_of(image), allowed=sorted(description.values))
-    )
+    read = read or _cine_reader(description)
     notes: list[str] = []
     rims = np.zeros((2, 2))
     case = None
     for case in cases:
-        scan = image_of(case.image)
-        geometry.require_slices_last(scan)
-        mask = mask_of(case.mask, case.image)
-        found = example(case, scan, mask, description.values, root)
-        if description.enclosure is not None:
-            own = cavities.rims(found["mask"], description)
-            _check_cavities(case, description, cavities.exchanged(own), certain=True)
-            rims += own
-        notes += [f"{s.path}: {remark}" for s in (scan, mask) for remark in s.remarks]
+        found, remarked, own = read_case(case, description, root, read)
+        rims += own
+        notes += remarked
         yield case, found
-    if case is not None:
+    if case is not None and description.enclosure is not None:
         _check_cavities(case, description, cavities.exchanged(rims), certain=False)
     remarks.tell(notes)
+
+
+def read_case(
+    case: Case, description: DatasetDescription, root: pathlib.Path, read: Reader
+) -> tuple[dict[str, Any], list[str], np.ndarray]:
+    """The example of one case, what is unusual about its files, and the rims of its cavities (`cavities.rims`).
+
+    Raises:
+      ScanError: as `read_cases`.
+    """
+    scan, mask = read(case)
+    if scan.header is not None:
+        geometry.require_slices_last(scan)
+    found = example(case, scan, mask, description, root)
+    rims = np.zeros((2, 2))
+    if description.enclosure is not None:
+        rims = cavities.rims(found["mask"], description)
+        _check_cavities(case, description, cavities.exchanged(rims), certain=True)
+    return found, [f"{s.path}: {remark}" for s in (scan, mask) for remark in s.remarks], rims
 
 
 def _check_cavities(
@@ -180,6 +250,12 @@ def _check_cavities(
     )
     labels, other = ("mnms", "acdc") if description is KNOWN["mnms"] else ("acdc", "mnms")
     left, right = shares
+    if description not in KNOWN.values():
+        raise ScanError(
+            case.mask,
+            f"LV and RV seem exchanged: myocardium surrounds {right:.0%} of what is read as RV, but {left:.0%} of what "
+            f"is read as LV. dataset.json has {ours}; exchange the names there, or the values in the masks",
+        )
     raise ScanError(
         case.mask,
         f"LV and RV seem exchanged: myocardium surrounds {right:.0%} of what is read as RV, but {left:.0%} of what is "
@@ -188,24 +264,27 @@ def _check_cavities(
     )
 
 
-def example(case: Case, scan: Scan, mask: Scan, convention: tuple[int, ...], root: pathlib.Path) -> dict[str, Any]:
+def example(case: Case, scan: Scan, mask: Scan, description: DatasetDescription, root: pathlib.Path) -> dict[str, Any]:
     """The example of a case, its frame cut out and its labels brought to the project's.
 
     Args:
       case: the case.
       scan, mask: what its files hold.
-      convention: the data set's value for each of our labels.
+      description: of the data set.
       root: the folder `source` is relative to.
 
     Raises:
-      ScanError: the frame lies outside the file, a 3-D file is expected, or nothing is labelled in the frame.
+      ScanError: the frame lies outside the file, a 3-D file is expected, or nothing is labelled in a frame of a data
+        set that has phases.
     """
-    image, labels = _frame(case, scan), _frame(case, mask)
-    if not labels.any():
+    image = scan.array if len(description.channels) > 1 else _frame(case, scan)
+    labels = _frame(case, mask)
+    if description.phases and not labels.any():
         where = "" if case.frame is None else f" in frame {case.frame}, the {case.phase} of {case.frame_source}"
         raise ScanError(case.mask, f"the mask is empty{where}; every {case.phase} has labels")
-    ours = np.zeros(max(convention) + 1, np.uint8)
-    ours[list(convention)] = np.arange(len(convention))
+    values = list(description.values)
+    ours = np.zeros(max(values) + 1, np.uint8)
+    ours[values] = np.arange(len(values))
     return {
         "image": np.ascontiguousarray(image),
         "mask": np.ascontiguousarray(ours[labels]),
@@ -284,16 +363,16 @@ def patient_folders(
 
 
 def check_patients(cases: dict[str, list[Case]], manual_dir: pathlib.Path) -> None:
-    """No patient stands in two splits, and there are patients at all.
+    """Checks that there are patients, and that none is in two splits.
 
     Raises:
-      UserError: one does, or there are none.
+      UserError: one is, or there are none.
     """
     home: dict[str, str] = {}
     for split, members in cases.items():
         for case in members:
             other = home.setdefault(case.patient, split)
             if other != split:
-                raise UserError(f"{case.image.parent}: the patient stands in two splits, {other} and {split}")
+                raise UserError(f"{case.image.parent}: the patient is in two splits, {other} and {split}")
     if not home:
         raise UserError(f"{manual_dir}: holds no patients; give the folder of the unpacked official download")

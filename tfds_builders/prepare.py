@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -19,13 +20,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jras_jax import files
+from jras_jax.data.description import FILE as DESCRIPTION
 from jras_jax.data.remarks import summarised
 from jras_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from jras_jax.data import DatasetDescription
     from tfds_builders.common import Inventory
 
-NAMES = ("acdc", "mnms")
+NAMES = ("acdc", "mnms", "mnms2", "busi", "covid", "folder")
 FINGERPRINT = "built_from.json"  # beside the records: what they were built from, and their own checksums
 _FORMAT = 2  # of that file; 1 had the last bytes of zipped files alone
 _SCRATCH = ".building_"
@@ -51,25 +54,25 @@ def build(
     damaged, is replaced, and that is said.
 
     Args:
-      name: "acdc" or "mnms".
+      name: one of `NAMES`.
       manual_dir: the folder of the unpacked official download.
       data_dir: where prepared data sets are kept.
       say: takes the lines meant for the user.
       warn: takes a line on each file or folder that looks like a scan or patient but is passed over.
 
     Returns:
-      The folder of the prepared data set, `data_dir/name/version`.
+      The folder of the prepared data set, `data_dir/name/version`; of a folder of one's own, see `home`.
 
     Raises:
       UserError: an unknown name, a folder that is missing or cannot be written, or a fault in the scans: the text names
         file and rule.
     """
     if name not in NAMES:
-        raise UserError(f"no builder {name!r}; there are {' and '.join(NAMES)}")
+        raise UserError(f"no builder {name!r}; there are {', '.join(NAMES)}")
     if not os.fspath(manual_dir):
         raise UserError("manual_dir is empty; give the folder of the unpacked official download")
-    manual_dir, data_dir = files.expanded(manual_dir), files.expanded(data_dir)
-    builder_class = importlib.import_module(f"tfds_builders.{name}").Builder  # TFDS takes its time to import
+    manual_dir, data_dir = files.expanded(manual_dir), home(name, manual_dir, data_dir)
+    builder_class = builder_of(name)
     _check_writable(data_dir)
     inventory = builder_class.inventory(manual_dir)
     for line, tell in (*((n, say) for n in inventory.notes), *((s, warn) for s in summarised(inventory.skipped))):
@@ -86,9 +89,10 @@ def build(
         data_dir.mkdir(parents=True, exist_ok=True)
         with _scratch(data_dir) as scratch:
             new = _generate(builder_class, manual_dir, scratch)
+            files.write_json(new / DESCRIPTION, builder_class.describe(manual_dir).to_json())
             records = _checksums(new, [path for path in new.rglob("*") if path.is_file()])
             files.write_json(new / FINGERPRINT, fingerprint | {"records": records})
-            _install(new, final, scratch / "replaced", fingerprint)
+            _install(new, final, aside=scratch / "replaced", fingerprint=fingerprint)
     except OSError as e:
         raise UserError(f"{data_dir}: the data set cannot be written there ({e})") from e
     counts = ", ".join(f"{len(cases)} {split}" for split, cases in inventory.cases.items())
@@ -98,8 +102,27 @@ def build(
 
 def scans_root(name: str, manual_dir: str | os.PathLike[str]) -> pathlib.Path:
     """The folder inside `manual_dir` that the `source` of a volume is relative to, such as ACDC's database/."""
-    builder_class = importlib.import_module(f"tfds_builders.{name}").Builder
-    return builder_class.root(files.expanded(manual_dir))
+    return builder_of(name).root(files.expanded(manual_dir))
+
+
+def describe(name: str, manual_dir: str | os.PathLike[str]) -> DatasetDescription:
+    """The description of a data set that is not built yet; raises UserError as its builder's `describe`."""
+    return builder_of(name).describe(files.expanded(manual_dir))
+
+
+def home(name: str, manual_dir: str | os.PathLike[str], data_dir: str | os.PathLike[str]) -> pathlib.Path:
+    """Where a data set is prepared: `data_dir`, and for each folder of one's own a folder in it."""
+    data_dir = files.expanded(data_dir)
+    if name != "folder":
+        return data_dir
+    source = files.expanded(manual_dir).absolute()
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
+    return data_dir / f"{re.sub(r'[^A-Za-z0-9._-]', '_', source.name)[:40]}_{digest}"
+
+
+def builder_of(name: str) -> Any:
+    """The class of a builder of `NAMES`."""
+    return importlib.import_module(f"tfds_builders.{name}").Builder  # TFDS takes its time to import
 
 
 def _generate(builder_class: Any, manual_dir: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
@@ -204,8 +227,8 @@ def _is_built_from(folder: pathlib.Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def _fingerprint(inventory: Inventory) -> dict[str, Any]:
-    """Names, sizes and checksums of every file that goes into the data set, but not where they lie."""
-    scans = {path for cases in inventory.cases.values() for case in cases for path in (case.image, case.mask)}
+    """Names, sizes and checksums of every file that goes into the data set, but not their folder."""
+    scans = {path for cases in inventory.cases.values() for case in cases for path in case.files}
     try:
         return {"format": _FORMAT, "files": _checksums(inventory.root, [*scans, *inventory.tables])}
     except OSError as e:

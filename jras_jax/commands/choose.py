@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     folder = trained_folder(args, "choose")
     enable_compilation_cache()
     opened = open_run(folder.path, overrides)
-    data = load_data(opened.config.dataset, opened.splits)
+    data = load_data(opened.config.dataset, opened.splits, opened.config.protocol)
     result = choose(opened, data, progress=lambda title, volumes: progress(title)(volumes))
     if jax.process_index() == 0:
         print_choices(result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import pathlib
 import re
@@ -29,6 +30,7 @@ COMMANDS = {
     "score": "score folders of masks against reference masks",
     "compare": "compare two evaluated runs, case by case",
     "report": "write the report of an evaluated run",
+    "check": "verify a folder of images and masks before it is built",
     "build": "prepare a data set from its official download",
     "convert": "convert published weights",
     "settings": "list every setting with its default, unit and source",
@@ -138,7 +140,23 @@ def _known(name: str) -> str:
     return name
 
 
+class _Lines(logging.Handler):
+    """Prints what is logged as the program prints its other messages: 'warning: ...' on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record."""
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(f"{kind}{self.format(record)}", file=sys.stderr, flush=True)
+
+
+def _print_logged() -> None:
+    """Before anything is logged: absl would install a handler whose lines begin with WARNING:absl."""
+    if not logging.root.handlers:
+        logging.root.addHandler(_Lines())
+
+
 def _run(command: str, argv: list[str]) -> int:
+    _print_logged()
     if command in NEED_A_JOB and sys.stderr.isatty() and not os.environ.get("JRAS_VERBOSE"):
         # XLA's alarm about a slow compile would break into the progress line and has no switch but the level of all its
         # messages, which is read when JAX is imported. XLA's failures are raised as exceptions all the same.
@@ -175,11 +193,11 @@ def _run(command: str, argv: list[str]) -> int:
 
 
 def _start_job(args: argparse.Namespace) -> None:
-    from absl import logging
+    from absl import logging as absl_logging
 
     from jras_jax import hosts
 
-    logging.set_verbosity(logging.INFO if os.environ.get("JRAS_VERBOSE") else logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.INFO if os.environ.get("JRAS_VERBOSE") else absl_logging.WARNING)
     hosts.keep_freed_memory()
     hosts.initialize_hosts(args.coordinator, args.num_processes, args.process_id)
 

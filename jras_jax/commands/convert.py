@@ -27,6 +27,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Converts; returns the exit status."""
-    facts = convert(args.source, args.model, args.output, args.variant)
+    facts = convert(args.source, args.model, output=args.output, variant=args.variant)
     print(f"{args.output / weights.FILE}: {facts['model']}, {facts['parameters']:,} parameters")
     return 0

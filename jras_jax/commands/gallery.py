@@ -17,7 +17,7 @@ import numpy as np
 from jras_jax.commands.dataset import load_data
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say
-from jras_jax.data import pairs
+from jras_jax.data import own
 from jras_jax.data.slice_table import SliceTable, joined, without
 from jras_jax.errors import UserError
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
@@ -73,7 +73,7 @@ def make(run: TrainedRun, args: argparse.Namespace, target: pathlib.Path) -> Run
     if remove:
         table = without(table, remove)
     if args.add:
-        table = joined(table, run.table_of(pairs.read_pairs(args.add, values, run.description)))
+        table = joined(table, run.table_of(own.read_labelled(args.add, values, run.description)))
     return run.make_gallery(table, target, embeddings=_embedded(run, table.images, known))
 
 
@@ -99,11 +99,11 @@ def _start(
         table, embeddings = gallery_files.read(args.gallery, run.fingerprint)
         return table, {image.tobytes(): e for image, e in zip(table.images, embeddings, strict=True)}
     if args.split is not None:
-        data = load_data(run.config.dataset, run.splits)
+        data = load_data(run.config.dataset, run.splits, run.config.protocol)
         for warning in provenance.data_changes(run.folder.facts, data):
             say(f"note: {warning}")
         return run.table_of(data.part(args.split)), {}
-    return run.table_of(pairs.read_pairs(args.input, values, run.description)), {}
+    return run.table_of(own.read_labelled(args.input, values, run.description)), {}
 
 
 def _embedded(run: TrainedRun, images: np.ndarray, known: dict[bytes, np.ndarray]) -> np.ndarray:

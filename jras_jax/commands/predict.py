@@ -2,6 +2,8 @@
 
     jras predict --workdir=runs/acdc --input=SCAN_OR_FOLDER --output=MASKS
 
+A --workdir of `jras train --folds=all` predicts by the mean of its folds' probabilities.
+
 Each mask has its scan's geometry and the label values of the run's data set. The JSON beside it lists the cases that
 guided every slice. A scan that cannot be segmented does not stop the others: it is named at the end. Masks of this
 program are left out if they are among the scans.
@@ -13,12 +15,15 @@ from __future__ import annotations
 
 import argparse
 
+from jras_jax import files
 from jras_jax.commands.opened import add_workdir, trained_folder
 from jras_jax.commands.terminal import enable_compilation_cache, say, teller, warn
 from jras_jax.errors import UserError, printable
+from jras_jax.inference.ensemble import Ensemble, open_ensemble
 from jras_jax.inference.pipeline import segment_files
 from jras_jax.inference.scans import Note, Task, tasks
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
+from jras_jax.run_folder import provenance
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -42,14 +47,20 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if not args.input or not args.output:
         raise UserError("predict needs --input=FILE_OR_FOLDER and --output=FOLDER")
     note = teller()
-    todo = tasks(args.input, args.output, note)
+    first = next(iter(folder.folds().values()), folder)
+    todo = tasks(args.input, args.output, note, first.read_description("acdc"))
     enable_compilation_cache()
-    opened = open_run(folder.path, overrides)
-    gallery = None
-    if opened.config.retrieval.enabled or args.gallery:
-        gallery = opened.open_gallery(args.gallery, args.labels)
-        say(f"gallery: {gallery.description}")
-    faults = _segment(opened, todo, gallery, note)
+    if folder.folds():
+        faults = _segment_by_folds(open_ensemble(folder, overrides, args.gallery, args.labels), todo, note)
+    else:
+        opened = open_run(folder.path, overrides)
+        if opened.config.protocol == "paper":
+            warn(f"warning: {provenance.PAPER_WARNING}")
+        gallery = None
+        if opened.config.retrieval.enabled or args.gallery:
+            gallery = opened.open_gallery(args.gallery, args.labels)
+            say(f"gallery: {gallery.description}")
+        faults = _segment(opened, todo, gallery=gallery, note=note)
     done = len(todo) - len(faults)
     say(f"{done} {'mask' if done == 1 else 'masks'} in {args.output}")
     for fault in faults:
@@ -73,3 +84,24 @@ def _segment(run: TrainedRun, todo: list[Task], gallery: RunGallery | None, note
         say(f"[{number}/{len(todo)}] {printable(task.scan)} -> {end}")
 
     return segment_files(run, todo, gallery, tell=tell, note=note)
+
+
+def _segment_by_folds(ensemble: Ensemble, todo: list[Task], note: Note) -> list[str]:
+    """Segments the scans one by one, by all folds; returns the fault of each that cannot be segmented.
+
+    Raises:
+      UserError: the only scan cannot be segmented, or no further mask can be written (the disk is full).
+    """
+    say(f"{len(ensemble.members)} folds: {', '.join(str(m.run.folder.path.name) for m in ensemble.members)}")
+    faults: list[str] = []
+    for number, task in enumerate(todo, 1):
+        name = printable(task.scan)
+        try:
+            ensemble.segment_file(task, note)
+        except UserError as e:
+            if len(todo) == 1 or files.concerns_every_file(e):
+                raise
+            faults.append(str(e) if name in str(e) else f"{name}: {e}")
+        else:
+            say(f"[{number}/{len(todo)}] {name} -> {printable(task.mask)}")
+    return faults

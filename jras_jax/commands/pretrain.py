@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     lock.check_free(folder)
     say_changes(folder, check_folder(config, folder, with_changes=args.resume_with_changes))
     check_model(config, describe(config.dataset))
-    data = load_data(config.dataset)
+    data = load_data(config.dataset, protocol=config.protocol)
     with run_log.kept(folder):
         written = pretrain_retriever(config, folder, data, with_changes=args.resume_with_changes)
     say(f"retriever: {written}\nuse it with --config.retriever.init_from={folder}")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Scores the folders; returns the exit status."""
     labels = label_maps(args)
     log = rich.console.Console(stderr=True)
-    rows, faults, alone, warnings = score_folders(args.reference_dir, args.prediction_dir, labels, log)
+    rows, faults, alone, warnings = score_folders(args.reference_dir, args.prediction_dir, labels=labels, log=log)
     if args.output:
         metrics.write_cases_csv(args.output, rows, COLUMNS)
     out = rich.console.Console()

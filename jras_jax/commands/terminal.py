@@ -60,7 +60,10 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
     import rich.table
 
     enabled = summary["gallery"]["enabled"]
-    table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} patients, 3-D per volume")
+    per = "patients, 3-D per volume" if summary["dimensions"] == 3 else "patients, 2-D per image"
+    if summary.get("config_protocol") == "paper":
+        per = "slices, 2-D (this leaks)"
+    table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} {per}")
     table.add_column("structure")
     table.add_column("phase")
     table.add_column("with retrieval" if enabled else "without retrieval", justify="right")

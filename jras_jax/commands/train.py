@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import time
 
@@ -14,6 +15,7 @@ import jax
 
 from jras_jax import config as configs
 from jras_jax import files, joint
+from jras_jax.commands import folds
 from jras_jax.commands.dataset import describe, load_data
 from jras_jax.commands.evaluate import evaluate_and_report
 from jras_jax.commands.terminal import enable_compilation_cache, say
@@ -21,14 +23,24 @@ from jras_jax.config import Config
 from jras_jax.data import DatasetDescription
 from jras_jax.errors import UserError
 from jras_jax.run_folder import lock, run_log
+from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import initial, joint_run
+from jras_jax.training.stopping import Abandoned, StopSignal
+
+STOPPED = "stopped by a signal"
+AGAIN = "what is trained is saved, and the same command does the rest"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_config_arguments(p)
     add_resume_argument(p)
+    p.add_argument(
+        "--folds",
+        metavar="all|N,N",
+        help="train folds of the cross-validation one after another, in WORKDIR/fold_N, and pool their scores",
+    )
     p.add_argument("--no_report", action="store_true", help="stop after training, without evaluation and report")
 
 
@@ -79,24 +91,59 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     start = time.monotonic()
     if config.train.with_baseline and not config.retrieval.enabled:
         raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
-    train(config, folder, with_changes=args.resume_with_changes)
-    if config.train.with_baseline:
-        train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes)
+    if args.folds is not None:
+        chosen = folds.numbers(args.folds, config.dataset.num_folds)
+        train_one = functools.partial(_train_and_evaluate, args=args)
+        folds.train_all(config, folder, chosen, train_one=train_one, report=not args.no_report)
+    else:
+        _train_and_evaluate(config, folder, args)
     if not args.no_report:
-        evaluate_and_report(folder, ())
         say(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 
 
-def train(config: Config, folder: RunFolder, *, with_changes: bool = False) -> pathlib.Path:
-    """Trains one run on its data set; returns its folder."""
+def _train_and_evaluate(config: Config, folder: RunFolder, args: argparse.Namespace) -> None:
+    """Trains a run, and the same without retrieval if the config says so; then evaluates it."""
+    train(config, folder, with_changes=args.resume_with_changes)
+    with StopSignal() as stop:
+        stop.leave = lambda: None  # the run is saved: leaving loses nothing
+        if config.train.with_baseline:
+            train(baseline_of(config), folder.baseline, with_changes=args.resume_with_changes, stop=stop)
+        if not args.no_report and not _evaluated(config, folder, args):
+            try:
+                stop.raise_if_asked(f"{STOPPED} before the evaluation; {AGAIN}")
+                evaluate_and_report(folder, (), watched=stop.watched)
+            except Abandoned:
+                stop.raise_if_asked(f"{STOPPED} during the evaluation; {AGAIN}")
+
+
+def _evaluated(config: Config, folder: RunFolder, args: argparse.Namespace) -> bool:
+    """Whether this is a fold whose best checkpoint is evaluated: an earlier start of the command did it."""
+    return args.folds is not None and folds.evaluated(folder, config.eval.split, Checkpoints(folder).best())
+
+
+def train(
+    config: Config, folder: RunFolder, *, with_changes: bool = False, stop: StopSignal | None = None
+) -> pathlib.Path:
+    """Trains one run on its data set; returns its folder.
+
+    Args:
+      config, folder: the run.
+      with_changes: as of `joint_run.train`.
+      stop: whose signal, if it comes before the training handles signals itself, stops the run too.
+
+    Raises:
+      Stopped: a signal stopped the run, which is saved.
+    """
     # All before the data set is built, which may take long.
     lock.check_free(folder)
     changes = joint_run.check_folder(config, folder, with_changes=with_changes)
     check_model(config, describe(config.dataset))
     say_changes(folder, changes)
     splits = folder.read_splits() if folder.splits.is_file() else None
-    data = load_data(config.dataset, splits)
+    data = load_data(config.dataset, splits, config.protocol)
+    if stop is not None:
+        stop.raise_if_asked(f"{STOPPED} before {folder} was trained; {AGAIN}")
     with run_log.kept(folder):
         return joint_run.train(config, folder.path, data, with_changes=with_changes)
 

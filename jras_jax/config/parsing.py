@@ -97,7 +97,10 @@ def parse(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
       ConfigError: a key or value is wrong; the message names the first one and what it must be.
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    return _build(Config, tree, "")
+    built = _build(Config, tree, "")
+    if built.protocol == "paper":  # the query itself guides, in training and in evaluation
+        built = dataclasses.replace(built, retrieval=dataclasses.replace(built.retrieval, exclude="none"))
+    return built
 
 
 def _build(cls: Any, tree: Any, prefix: str) -> Any:

@@ -8,6 +8,7 @@ few values. Rules over several settings are the `rules` methods, which yield (na
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from jras_jax.config.limits import MAX_SEED, Rules
 from jras_jax.config.sections_data import Augment, Dataset
@@ -25,6 +26,13 @@ class Config:
     name: str = setting("run", "name of the run; its folder is runs/NAME unless --workdir is given")
     seed: int = setting(
         0, "fixes initialisation, data order, augmentation and selection noise", at_least=0, at_most=MAX_SEED
+    )
+    protocol: Literal["patient", "paper"] = setting(
+        "patient",
+        "'patient' splits and scores by patient; 'paper' is the paper's protocol, which leaks, for study only: slices "
+        "are split at random, nothing is excluded from guiding (sets retrieval.exclude='none'), and the evaluated "
+        "slices' own masks are the gallery of an evaluation",
+        before="patient",
     )
     dataset: Dataset = dataclasses.field(default_factory=Dataset)
     augment: Augment = dataclasses.field(default_factory=Augment)
@@ -48,6 +56,16 @@ class Config:
             f"1 with backbone.name={self.backbone.name!r}: its batch norm takes statistics over the whole batch. Lower "
             "train.batch_size, or set train.remat=True",
         )
+        few = self.dataset.max_train_patients > 0
+        yield "protocol", self.protocol == "patient" or not few, "'patient' with dataset.max_train_patients above 0"
+
+    @property
+    def blank_share(self) -> float:
+        """`fusion.blank_share`, its automatic value resolved; 0 without retrieval."""
+        if not self.retrieval.enabled:
+            return 0.0
+        automatic = 0.1 if self.dataset.frame == "heart" else 0.0
+        return automatic if self.fusion.blank_share < 0 else self.fusion.blank_share
 
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in settings_of(Config)}

@@ -13,10 +13,14 @@ from jras_jax.config.setting import setting
 class Dataset:
     """The scans, their split into folds, and the model grid."""
 
-    name: Literal["acdc", "mnms", "phantom"] = setting(
-        "acdc", "data set; the phantom is written by this project in the layout of ACDC"
+    name: Literal["acdc", "mnms", "mnms2", "busi", "covid", "folder", "phantom"] = setting(
+        "acdc",
+        "data set; 'folder' is one of your own, in nnU-Net's raw layout or of pairs; the phantom is written by this "
+        "project in the layout of ACDC",
     )
-    manual_dir: str = setting("", "folder of the official download, as the challenge ships it", change="free")
+    manual_dir: str = setting(
+        "", "folder of the official download, as the challenge ships it, or of your own data", change="free"
+    )
     data_dir: str = setting("data_cache", "folder of the prepared TFDS data set", change="free")
     num_folds: int = setting(5, "number of folds of the stratified split of patients", at_least=2, at_most=1000)
     fold: int = setting(0, "the fold that validates; the others train", at_least=0, at_most=999)
@@ -71,8 +75,8 @@ class Dataset:
 
     @property
     def convention(self) -> str:
-        """The data set whose label values the masks use: the phantom follows ACDC."""
-        return "mnms" if self.name == "mnms" else "acdc"
+        """Whose layout exports follow: 'mnms', 'acdc' (the phantom too), or 'own', one mask a case."""
+        return {"mnms": "mnms", "acdc": "acdc", "phantom": "acdc"}.get(self.name, "own")
 
     def rules(self) -> Rules:
         """See the module."""

@@ -26,7 +26,9 @@ class Backbone:
     variant: str = setting("", "size of the model: 'b0' to 'b5' for segformer, 'vit_b' ... for sam, '' for the U-Net")
     options: dict[str, Any] = setting({}, "further keywords of the model class")  # noqa: RUF009 - makes a factory
     in_channels: Literal[1, 3] = setting(
-        1, "channels of the input; 3 repeats grey as RGB, which ImageNet weights expect"
+        1,
+        "channels of the input; 3 repeats grey as RGB, which ImageNet weights expect. A data set of several channels "
+        "has as many, whatever is set here",
     )
     init_from: str = setting("", "converted weights (jras convert); '' starts from scratch")
     frozen: tuple[str, ...] = setting(
@@ -148,6 +150,15 @@ class Fusion:
 
     name: Literal["prototype", "concat", "adapter", "cross_attention"] = setting(
         "prototype", "kind of fusion; the paper's is 'concat' (METHOD)"
+    )
+    blank_share: float = setting(
+        -1.0,
+        "share of training queries whose guides are blank (images and masks zero), so that evaluation can compare with "
+        "blank guides; -1: 0.1 in the frame of the heart, 0 in whole slices",
+        at_least=-1,
+        at_most=1,
+        must=(lambda share: share == -1 or share >= 0, "-1 or not negative"),
+        before=0.0,
     )
     guide_gradient: bool = setting(
         False, "whether the encoder also trains through the features of the guides (a slower step)"

@@ -156,7 +156,7 @@ def compare(arrays: Arrays, expected: Mapping[str, tuple[int, ...]], optional: I
 
 
 def fail(what: str, faults: list[str], advice: str) -> None:
-    """Raises one `ConversionError` with every fault; does nothing where there is none."""
+    """Raises one `ConversionError` with every fault; does nothing if there is none."""
     if faults:
         listed = "\n  ".join(faults)
         raise ConversionError(f"{what}: {len(faults)} problems\n  {listed}\n{advice}")

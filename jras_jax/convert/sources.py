@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Named tensors, the reference's config.json (empty where there is none) and the SHA-256 of each file read."""
+    """Named tensors, the reference's config.json (empty if there is none) and the SHA-256 of each file read."""
 
     tensors: dict[str, np.ndarray]
     config: dict[str, Any]

@@ -58,12 +58,12 @@ def augment(key: jax.Array, images: jax.Array, masks: jax.Array, ranges: Ranges)
 
     Args:
       key: PRNG key.
-      images: (B, S, S) float32 in [0, 1].
+      images: (B, S, S) float32 in [0, 1], or (B, S, S, C): the channels share geometry, not the changes of intensity.
       masks: (B, S, S) integer labels; warped by nearest neighbour.
       ranges: what to draw from.
 
     Returns:
-      Images (B, S, S) float32 in [0, 1] and masks (B, S, S), equal to the input where `ranges.enabled` is False.
+      Images like `images`, float32 in [0, 1] and masks (B, S, S), equal to the input where `ranges.enabled` is False.
     """
     if not ranges.enabled:
         return images, masks
@@ -71,8 +71,14 @@ def augment(key: jax.Array, images: jax.Array, masks: jax.Array, ranges: Ranges)
 
     def one(key: jax.Array, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         geometry, intensity = jax.random.split(key)
-        image, mask = _warp(image, mask, *_affine(geometry, image.shape[0], ranges))
-        return _intensity(intensity, image, ranges), mask
+        affine = _affine(geometry, image.shape[0], ranges)
+        if image.ndim == 2:
+            image, mask = _warp(image, mask, *affine)
+            return _intensity(intensity, image, ranges), mask
+        channels = jnp.moveaxis(image, -1, 0)
+        warped, masks = jax.vmap(lambda channel: _warp(channel, mask, *affine))(channels)
+        changed = jax.vmap(lambda key, channel: _intensity(key, channel, ranges))
+        return jnp.moveaxis(changed(jax.random.split(intensity, len(channels)), warped), 0, -1), masks[0]
 
     return jax.vmap(one)(keys, images, masks)
 
@@ -88,7 +94,7 @@ def _affine(key: jax.Array, size: int, r: Ranges) -> tuple[jax.Array, jax.Array]
 
 
 def _warp(image: jax.Array, mask: jax.Array, matrix: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bilinear for the image, nearest for the mask, 0 outside. The weights stand here rather than in
+    """Bilinear for the image, nearest for the mask, 0 outside. The weights are computed here rather than in
     map_coordinates so that the two share their coordinates and the gather is one flat take."""
     size = image.shape[0]
     centre = (size - 1) / 2

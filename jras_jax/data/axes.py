@@ -8,8 +8,8 @@ _CLEARLY_THICKER = 1.5  # slice thickness over pixel size; short-axis cine has 3
 NAMES = ("first", "second", "third")
 
 
-def slice_axis(spacing: np.ndarray, spacing_known: bool) -> int:
-    """The axis that runs through the slices: the one with clearly the largest spacing, or else the third.
+def slice_axis_to_read(spacing: np.ndarray, spacing_known: bool) -> int:
+    """The axis along which prediction reads the slices: the one with clearly the largest spacing, or else the third.
 
     Args:
       spacing: (3,) voxel sizes along the axes as stored.

@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jras_jax import files
 from jras_jax.errors import UserError
 
@@ -20,6 +22,7 @@ PALETTE = (
     *("#56b4e9", "#f0e442", "#ff8a3d", "#00c48c", "#cc79a7", "#8f7bff", "#e2574c", "#a6d854"),
     *("#b3b3b3", "#c49c63"),
 )
+FILE = "dataset.json"  # in a prepared data set and in a run's folder
 MAX_CLASSES = 256  # a mask's pixel is one byte
 
 
@@ -86,6 +89,11 @@ class DatasetDescription:
         """{name: value on disk}, without the background."""
         return {name: self.values[label] for name, label in self.structures.items()}
 
+    @property
+    def palette(self) -> np.ndarray:
+        """(C, 3) uint8, red, green and blue of each class; the background is black."""
+        return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in ("#000000", *self.colours)], np.uint8)
+
     def labels_of(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """The labels of some structures."""
         return tuple(self.structures[name] for name in names)
@@ -121,7 +129,23 @@ CARDIAC = _HEART
 KNOWN = {
     "acdc": _HEART,
     "mnms": dataclasses.replace(_HEART, name="M&Ms", values=(0, 3, 2, 1)),  # Campello et al., IEEE TMI 2021: 1 LV, 3 RV
+    "mnms2": dataclasses.replace(_HEART, name="M&Ms-2", values=(0, 3, 2, 1)),  # 1 LV, 2 myocardium, 3 RV
     "phantom": dataclasses.replace(_HEART, name="phantom"),
+    "busi": DatasetDescription(
+        name="BUSI",
+        classes=("background", "lesion"),
+        values=(0, 255),  # Al-Dhabyani et al., Data in Brief 2020: white on black
+        colours=PALETTE[:1],
+        channels=("ultrasound",),
+        dimensions=2,
+    ),
+    "covid": DatasetDescription(
+        name="COVID-19-CT-Seg",
+        classes=("background", "left lung", "right lung", "infection"),
+        values=(0, 1, 2, 3),  # Ma et al., Medical Physics 2021
+        colours=("#56b4e9", "#00c48c", "#ff8a3d"),
+        channels=("CT",),
+    ),
 }
 
 

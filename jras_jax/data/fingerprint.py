@@ -31,7 +31,7 @@ def fingerprints(volumes: Mapping[str, Sequence[Volume]], splits: Mapping[str, A
     found = {}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases Python's lock
         for part in PARTS:
-            own = sorted(pick(volumes, splits, part), key=lambda v: (v.patient, v.phase, v.frame))
+            own = sorted(pick(volumes, splits, part), key=lambda v: (v.patient, v.phase, v.frame, v.name))
             if own:
                 whole = hashlib.sha256(b"".join(pool.map(_digest, own)))
                 found[part] = whole.hexdigest()[:_DIGITS]

@@ -55,6 +55,17 @@ class Frame(NamedTuple):
     angle: float
 
 
+def far(a: Frame, b: Frame) -> bool:
+    """Whether two frames of one volume differ by more than 0.1 radii, 8% or 10 degrees.
+
+    These bounds are a little above the locator's mean errors on ACDC. A second pass beyond them gains as much as
+    one for every volume (docs/STUDY.md).
+    """
+    turn = (a.angle - b.angle + np.pi) % (2 * np.pi) - np.pi
+    moved = np.hypot(a.row - b.row, a.column - b.column) / max(a.radius, 1e-6)
+    return bool(moved > 0.1 or abs(np.log(b.radius / max(a.radius, 1e-6))) > 0.08 or abs(turn) > np.deg2rad(10))
+
+
 def frame_of(shares: np.ndarray, sizes: tuple[float, float], rule: FrameRule) -> Frame | None:
     """The frame of a volume.
 
@@ -87,7 +98,7 @@ def frame_of(shares: np.ndarray, sizes: tuple[float, float], rule: FrameRule) ->
             down, right = np.sum(towards, 0) * sizes
             angle = float(np.arctan2(down, -right))
             centre = centre + SHIFT * radius * np.array([np.sin(angle), -np.cos(angle)])
-    return Frame(float(centre[0]), float(centre[1]), radius, angle)
+    return Frame(float(centre[0]), float(centre[1]), radius=radius, angle=angle)
 
 
 def _centroid(weights: np.ndarray) -> np.ndarray:

@@ -96,11 +96,11 @@ def of_image(path: str | os.PathLike[str], image: Any, pixdim: np.ndarray, shape
     known = unit != 0 or bool((np.abs(zooms - 1.0) > _ZOOM_TOLERANCE).any())
     spacing = (zooms * scale).astype(np.float32) if known else np.ones(3, np.float32)
     if known:
-        _check_size(path, zooms, unit, shape)
+        _check_size(path, zooms, unit=unit, shape=shape)
     remarks = _check_forms(path, header)
     if not known:
         remarks.append(NO_SPACING)
-        axis = slice_axis(shape, spacing, known)
+        axis = suspected_slice_axis(shape, spacing, known)
         if axis != 2:
             remarks.append(
                 f"it has the fewest voxels along the {_ORDINAL[axis]} axis, but slices are read along the third"
@@ -109,16 +109,16 @@ def of_image(path: str | os.PathLike[str], image: Any, pixdim: np.ndarray, shape
         remarks.append(NO_ORIENTATION)
     if len(shape) == 4 and not (np.isfinite(pixdim[4]) and pixdim[4] >= 0):
         remarks.append(f"its header gives {pixdim[4]:g} as the time between two frames, which means nothing")
-    return Geometry(affine, spacing, known, tuple(remarks))
+    return Geometry(affine, spacing, spacing_known=known, remarks=tuple(remarks))
 
 
 def is_placed(header: Any) -> bool:
-    """Whether a header says where its voxels lie: a qform or sform code above 0."""
+    """Whether a header says where its voxels are: a qform or sform code above 0."""
     return bool(int(header["sform_code"]) or int(header["qform_code"]))
 
 
-def slice_axis(shape: Sequence[int], spacing: Sequence[float] | np.ndarray, spacing_known: bool) -> int:
-    """The axis (0, 1 or 2) that runs through the slices of a stack.
+def suspected_slice_axis(shape: Sequence[int], spacing: Sequence[float] | np.ndarray, spacing_known: bool) -> int:
+    """The axis (0, 1 or 2) that seems to run through the slices; warnings and refusals depend on it, reading does not.
 
     It is the third unless another has voxels at least 1.5 times as long as the third's; if the spacing is not known,
     unless another has less than half as many voxels as the third.
@@ -134,7 +134,7 @@ def slice_axis(shape: Sequence[int], spacing: Sequence[float] | np.ndarray, spac
 def require_slices_last(scan: Placed) -> None:
     """Raises ScanError if a scan's slices seem to run along another axis than the third."""
     shape = scan.array.shape[:3]
-    axis = slice_axis(shape, scan.spacing, scan.spacing_known)
+    axis = suspected_slice_axis(shape, scan.spacing, scan.spacing_known)
     if axis == 2:
         return
     size = f" of {sizes_text(scan.spacing)} mm" if scan.spacing_known else ""
@@ -147,7 +147,7 @@ def require_slices_last(scan: Placed) -> None:
 
 
 def compare(mask: Placed, image: Placed, role: str = "image", hint: str = "") -> list[str]:
-    """Whether two files of one shape lie on one grid.
+    """Whether two files of one shape are on one grid.
 
     Args:
       mask, image: the two; the mask is the one that messages blame.

@@ -1,8 +1,8 @@
 """Between a scan's native voxels and the model's square grid, both ways, and the table of slices a run works on.
 
-The model sees slices of S x S pixels, rows running down and columns to the right. Where the header's geometry is known,
+The model sees slices of S x S pixels, rows running down and columns to the right. If the header's geometry is known,
 rows run towards the patient's back and feet and columns to the patient's left (the radiological view), and pixels
-are `spacing_mm` wide; where it is not, rows are Y and columns X as stored. All maps are separable and linear, held as
+are `spacing_mm` wide; if it is not, rows are Y and columns X as stored. All maps are separable and linear, held as
 one small matrix per axis, so that the way back (for scores in native geometry) is exact about centres and scale.
 """
 
@@ -42,7 +42,7 @@ class Grid(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GridMap:
-    """How one volume's slices lie on the model grid.
+    """How one volume's slices are placed on the model grid.
 
     Attributes:
       shape: (X, Y, Z) of the native volume, its slices last.
@@ -163,7 +163,7 @@ class FrameMap(GridMap):
     def _way(self, out: tuple[int, int], source: tuple[int, int], place: Placement) -> Taps:
         shift = self.placement.centre if place is not self.placement else np.full(2, place.middle)
         points = lambda at: (at - shift) @ place.matrix.T + place.centre  # noqa: E731
-        return sampling(out, source, points, float(np.linalg.norm(place.matrix, axis=0).max()))
+        return sampling(out, source, points=points, step=float(np.linalg.norm(place.matrix, axis=0).max()))
 
 
 def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
@@ -178,7 +178,14 @@ def grid_map(volume: Volume, grid: Grid, slice_axis: int = 2) -> GridMap:
     else:
         factor = grid.image_size / max(x, y) if grid.unknown_spacing == "fit" else 1.0
         scale = (factor, factor)
-    return GridMap((x, y, z), *turned, scale, grid.image_size, slice_axis, volume.description.num_classes)
+    return GridMap(
+        (x, y, z),
+        *turned,
+        scale=scale,
+        image_size=grid.image_size,
+        slice_axis=slice_axis,
+        num_classes=volume.description.num_classes,
+    )
 
 
 def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:
@@ -225,17 +232,24 @@ def _separable(a: np.ndarray, b: np.ndarray, slices: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
-    """(X, Y, Z) intensities -> uint8, the two percentiles of the volume mapped to 0 and 255, clipped."""
+    """(X, Y, Z[, C]) intensities -> uint8, the two percentiles of each channel mapped to 0 and 255, clipped."""
+    if image.ndim == 4:
+        return np.stack([to_uint8(image[..., c], percentiles) for c in range(image.shape[3])], -1)
     low, high = np.percentile(image, percentiles)
     scaled = (image - low) / max(float(high - low), 1e-6)
     return np.round(255.0 * np.clip(scaled, 0.0, 1.0)).astype(np.uint8)
+
+
+def grey(images: np.ndarray, axes: int) -> np.ndarray:
+    """Images of `axes` axes uint8; those with one more, of channels, as the mean of their channels: what is shown."""
+    return images if images.ndim == axes else np.rint(images.mean(-1)).astype(np.uint8)
 
 
 class VolumeSlices(NamedTuple):
     """A volume on the model grid.
 
     Attributes:
-      images: (Z, S, S) uint8. masks: (Z, S, S) uint8 or None.
+      images: (Z, S, S[, C]) uint8. masks: (Z, S, S) uint8 or None.
       mapping: between the two grids.
       located: where its frame is; None if the model sees whole slices.
     """
@@ -260,7 +274,7 @@ def volume_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlic
         return _on_grid(volume, grid, grid_map(volume, grid, slice_axis))
     whole = volume_slices(volume, grid.whole, slice_axis)
     frame = true_frame(volume, grid, slice_axis) if volume.mask is not None else None
-    return framed_slices(volume, grid, whole, frame)
+    return framed_slices(volume, grid, whole=whole, frame=frame)
 
 
 def framed_slices(volume: Volume, grid: Grid, whole: VolumeSlices, frame: Frame | None) -> VolumeSlices:
@@ -273,7 +287,7 @@ def framed_slices(volume: Volume, grid: Grid, whole: VolumeSlices, frame: Frame 
     mapping = grid_map(volume, grid._replace(frame=None), axis)
     corners = np.zeros((0, 2))
     if frame is not None:
-        place = placement(frame, pixel_sizes(volume, grid, mapping), grid.image_size, grid.frame)
+        place = placement(frame, pixel_sizes(volume, grid, mapping), image_size=grid.image_size, rule=grid.frame)
         fields = {f.name: getattr(mapping, f.name) for f in dataclasses.fields(mapping)}
         mapping = FrameMap(**fields, placement=place)
         corners = whole.mapping.on_model(place.corners())

@@ -14,6 +14,7 @@ from jras_jax.data.description import CARDIAC
 from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
+from jras_jax.data.paper import as_slices
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
 
@@ -59,7 +60,9 @@ def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
     Raises:
       UserError: the frame of the heart is wanted of a data set that names no structures for it.
     """
-    grid = Grid(dataset.image_size, dataset.spacing_mm, dataset.unknown_spacing, dataset.percentiles)
+    grid = Grid(
+        dataset.image_size, dataset.spacing_mm, unknown_spacing=dataset.unknown_spacing, percentiles=dataset.percentiles
+    )
     if dataset.frame == "whole":
         return grid
     if not description.frame_structures:
@@ -67,13 +70,23 @@ def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
             f"config.dataset.frame='heart': the data set {description.name} names no structures that make the frame; "
             "use --config.dataset.frame=whole"
         )
+    if len(description.channels) > 1:
+        raise UserError(
+            f"config.dataset.frame='heart': {description.name} has {len(description.channels)} channels, and the frame "
+            "is found in images of one; use --config.dataset.frame=whole"
+        )
     direction = description.structures.get(description.frame_direction or "")
     rule = FrameRule(description.labels_of(description.frame_structures), direction, dataset.frame_radius)
     return grid._replace(frame=rule, whole_size=dataset.whole_size)
 
 
 def load(
-    folder: str | os.PathLike[str], dataset: Dataset, *, scans: str, splits: dict[str, Any] | None = None
+    folder: str | os.PathLike[str],
+    dataset: Dataset,
+    *,
+    scans: str,
+    splits: dict[str, Any] | None = None,
+    protocol: str = "patient",
 ) -> RunData:
     """Reads a prepared data set.
 
@@ -82,19 +95,22 @@ def load(
       dataset: the config's section.
       scans: the folder of the scans it was built from.
       splits: those of an earlier start of the same run; None makes them.
+      protocol: config.protocol; with 'paper' every slice is a volume, see `data.paper`.
 
     Raises:
       UserError: no training patients, damaged records, or splits that name patients who are no longer there.
     """
     description = prepared.describe(folder, dataset.name)
     volumes = {split: prepared.load_volumes(folder, split, description) for split in prepared.splits(folder)}
+    if protocol == "paper":
+        volumes = {split: as_slices(found) for split, found in volumes.items()}
     if "train" not in volumes:
         raise UserError(f"{scans}: there are no training patients, so there is nothing to train on")
     added: list[str] = []
     if splits is None:
         splits = make_splits(
             volumes,
-            stratify="vendor" if dataset.name == "mnms" else "group",
+            stratify="vendor" if dataset.name in ("mnms", "mnms2") else "group",
             num_folds=dataset.num_folds,
             fold=dataset.fold,
             seed=dataset.split_seed,
@@ -112,4 +128,12 @@ def load(
     fingerprint = fingerprints(volumes, splits)  # of the patients that the run had when it was started
     if added:
         splits = splits | {"test": sorted([*splits["test"], *added])}
-    return RunData(volumes, splits, grid_of(dataset, description), scans, description, fingerprint, tuple(added))
+    return RunData(
+        volumes,
+        splits,
+        grid=grid_of(dataset, description),
+        scans=scans,
+        description=description,
+        fingerprint=fingerprint,
+        added=tuple(added),
+    )

@@ -49,4 +49,4 @@ def parse(name: str) -> ScanName:
         phase = phase or (match["phase"] or "").upper()
         view = view or (match["view"] or "").lower()
         frame = frame if match["frame"] is None or frame is not None else int(match["frame"])
-    return ScanName(name, phase, frame, view)
+    return ScanName(name, phase, frame=frame, view=view)

@@ -102,7 +102,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     path = pathlib.Path(path)
     image, pixdim = _parse(path, _read_bytes(path))
     shape = _checked_shape(path, image.header)
-    affine, spacing, known, remarks = geometry.of_image(path, image, pixdim, shape)
+    affine, spacing, known, remarks = geometry.of_image(path, image, pixdim=pixdim, shape=shape)
     try:
         array = np.asarray(image.dataobj)
         kind = array.dtype.kind
@@ -117,7 +117,15 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     largest = float(max(array.max(), -array.min()))
     if largest > MAX_INTENSITY:
         raise ScanError(path, f"its voxels hold values of up to {largest:.3g}; the file is damaged, or of another type")
-    return Scan(array.reshape(shape), affine, spacing, known, image.header, path, remarks)
+    return Scan(
+        array.reshape(shape),
+        affine,
+        spacing=spacing,
+        spacing_known=known,
+        header=image.header,
+        path=path,
+        remarks=remarks,
+    )
 
 
 def read_labels(
@@ -201,7 +209,7 @@ def write_image(path: str | os.PathLike[str], image: Any, compresslevel: int = 6
     """Writes a nibabel image in one step: a reader sees the old file or the whole new one.
 
     Args:
-      path: where to, gzipped where it ends in .gz; folders on the way are made.
+      path: where to, gzipped if it ends in .gz; folders on the way are made.
       image: a nibabel single-file image.
       compresslevel: of gzip.
 
@@ -326,7 +334,7 @@ def _parse(path: pathlib.Path, data: bytes) -> tuple[Any, np.ndarray]:
     except _DAMAGE as e:
         raise ScanError(path, f"its NIfTI header cannot be read ({_first_line(e)})") from e
     if raw["magic"].item().startswith(b"ni"):
-        raise ScanError(path, "its voxels lie in a separate .img file; convert the pair to one .nii file")
+        raise ScanError(path, "its voxels are in a separate .img file; convert the pair to one .nii file")
     return image, np.asarray(raw["pixdim"], np.float64)
 
 

@@ -83,7 +83,7 @@ def read_pairs(
     masks = _masks(folder, notes)
     volumes: dict[str, Volume] = {}
     for mask in masks:
-        for volume in _read_pair(mask, labels, description, notes):
+        for volume in _read_pair(mask, labels, description=description, notes=notes):
             if volume.case in volumes:
                 other = volumes[volume.case].source
                 raise UserError(f"{folder}: {other} and {volume.source} are both case {volume.case}; keep one of them")

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from jras_jax.data import DatasetDescription, Volume
-from jras_jax.data.description import CARDIAC, KNOWN, read_description
+from jras_jax.data.description import CARDIAC, FILE, KNOWN, read_description
 from jras_jax.errors import UserError
-
-DESCRIPTION = "dataset.json"  # beside the records of a data set that describes itself
 
 
 def splits(dataset_dir: str | os.PathLike[str]) -> dict[str, int]:
@@ -32,7 +30,7 @@ def describe(dataset_dir: str | os.PathLike[str], dataset: str) -> DatasetDescri
     """
     if dataset in KNOWN:
         return KNOWN[dataset]
-    return read_description(pathlib.Path(dataset_dir) / DESCRIPTION, "delete the folder, and it will be built again")
+    return read_description(pathlib.Path(dataset_dir) / FILE, "delete the folder, and it will be built again")
 
 
 def load_volumes(
@@ -56,7 +54,7 @@ def load_volumes(
         volumes = [_volume(source[i], description) for i in range(len(source))]
     except Exception as e:  # whatever a damaged record raises, in ArrayRecord, protobuf, zlib or numpy
         raise _damaged(dataset_dir, e) from e
-    return sorted(volumes, key=lambda v: (v.patient, v.phase))
+    return sorted(volumes, key=lambda v: (v.patient, v.phase, v.name))
 
 
 def _builder(dataset_dir: str | os.PathLike[str]) -> Any:
@@ -76,13 +74,15 @@ def _damaged(dataset_dir: str | os.PathLike[str], error: Exception) -> UserError
 
 def _volume(example: dict[str, Any], description: DatasetDescription) -> Volume:
     text = {key: example[key].decode() for key in ("patient", "phase", "group", "vendor", "centre", "source")}
+    image = np.asarray(example["image"], np.float32)
     return Volume(
-        image=np.asarray(example["image"], np.float32),
+        image=image[..., 0] if image.ndim == 4 and image.shape[3] == 1 else image,
         mask=np.asarray(example["mask"], np.uint8),
         affine=np.asarray(example["affine"], np.float64),
         spacing=np.asarray(example["spacing"], np.float32),
         spacing_known=bool(example["spacing_known"]),
         frame=int(example["frame"]),
+        name=example["name"].decode() if "name" in example else "",
         description=description,
         **text,
     )

@@ -53,7 +53,7 @@ class SliceTable:
     """All slices of some volumes on the model grid, one row each.
 
     Attributes:
-      images, masks: (N, S, S) uint8; masks in the project's labels.
+      images, masks: (N, S, S) uint8, images of several channels (N, S, S, C); masks in the project's labels.
       case: (N,) int32, index into `cases`.
       patient: (N,) int32, index into `patients`.
       phase: (N,) int32, index into the phases of the volumes' description, -1 unknown.
@@ -172,9 +172,9 @@ def joined(a: SliceTable, b: SliceTable) -> SliceTable:
     """Both tables' slices; a case that both have is taken from `b`.
 
     Raises:
-      UserError: the two lie on model grids of different size.
+      UserError: the two are on model grids of different size.
     """
-    if a.images.shape[1:] != b.images.shape[1:]:
+    if a.masks.shape[1:] != b.masks.shape[1:]:
         raise UserError(
             f"galleries of {a.images.shape[1]} and {b.images.shape[1]} pixels a side cannot be joined: make both with "
             "the same run"

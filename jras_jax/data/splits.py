@@ -32,7 +32,7 @@ def make_folds(strata: Mapping[str, str], num_folds: int, seed: int) -> list[lis
         )
     rng = np.random.default_rng(seed)
     folds: list[list[str]] = [[] for _ in range(num_folds)]
-    turn = 0  # goes on from stratum to stratum, so that small strata do not all fill the first folds
+    turn = 0  # continues from stratum to stratum, so that small strata do not all fill the first folds
     for stratum in sorted(set(strata.values())):
         patients = sorted(p for p, s in strata.items() if s == stratum)
         for patient in rng.permutation(patients):

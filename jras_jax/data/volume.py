@@ -23,17 +23,19 @@ class Volume:
     """One patient at one phase, on the scan's native grid.
 
     Attributes:
-      image: (X, Y, Z) float32, the scanner's intensities, axes as nibabel gives them; Z runs through the slices.
+      image: (X, Y, Z) float32, the scanner's intensities, axes as nibabel gives them; Z runs through the slices. Of a
+        data set of several channels (X, Y, Z, C).
       mask: (X, Y, Z) uint8 class numbers of `description`; None where there is none.
       affine: (4, 4) float64, voxel to world, RAS+ mm.
-      spacing: (3,) float32, mm; where `spacing_known` is False, ones (voxels).
+      spacing: (3,) float32, mm; ones (voxels) if `spacing_known` is False.
       spacing_known: whether the header gave a unit or a zoom other than 1.
       patient: the data set's own name of the patient.
       phase: "ED", "ES", or "" (unknown, a scan to segment).
-      group: pathology group ("" where unknown).
-      vendor, centre: scanner vendor and hospital ("" where unknown).
+      group: pathology group ("" if unknown).
+      vendor, centre: scanner vendor and hospital ("" if unknown).
       frame: index of the time frame in the source file, from 0.
       source: the file it was read from.
+      name: the data set's own name of the case; "" where patient and phase, or frame, name it.
       description: of the data set, which says what the mask's labels mean.
     """
 
@@ -49,9 +51,10 @@ class Volume:
     centre: str = ""
     frame: int = 0
     source: str = ""
+    name: str = ""
     description: DatasetDescription = CARDIAC
 
     @property
     def case(self) -> str:
-        """Name of the case: patient and phase, or patient and frame where the phase is unknown."""
-        return f"{self.patient}_{self.phase or f'frame{self.frame:02d}'}"
+        """Name of the case: its own, or patient and phase, or patient and frame where the phase is unknown."""
+        return self.name or f"{self.patient}_{self.phase or f'frame{self.frame:02d}'}"

@@ -13,7 +13,7 @@ from jras_jax.data import Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import evaluator, metrics, statistics
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 from jras_jax.inference.trained_run import TrainedRun
 from jras_jax.run_folder import provenance
 
@@ -23,7 +23,7 @@ OPTIONS: tuple[dict[str, Any], ...] = tuple(
 )
 RULE = (
     "chosen is the option of the highest mean Dice among those whose gain over neither has a 95% bootstrap interval "
-    "(over patients) above 0; neither, where there is none"
+    "(over patients) above 0; neither, if there is none"
 )
 UNMEASURED = (
     "post-processing or test-time augmentation is on, but jras choose did not choose it on the validation fold for "
@@ -55,7 +55,7 @@ def choose(
       UserError: the file cannot be written.
     """
     volumes = data.part("validation")
-    gallery = run.train_gallery(data)
+    gallery = evaluator.gallery_of(run, data, "validation")
     table = gallery.table if gallery else None
     scored: list[list[Row]] = [[] for _ in OPTIONS]
     for tta in (False, True):
@@ -80,7 +80,7 @@ def choose(
         "unit": units.pop() if len(units) == 1 else "mixed",
         "options": options,
         "rule": RULE,
-        "warnings": provenance.data_changes(run.folder.facts, data),
+        "warnings": provenance.leaks(run.config) + provenance.data_changes(run.folder.facts, data),
         "chosen": best(options),
     }
     if jax.process_index() == 0:

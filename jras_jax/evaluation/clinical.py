@@ -67,7 +67,7 @@ class Agreement(NamedTuple):
 
     Attributes:
       n: pairs; n_missing: pairs left out because one side is NaN.
-      pearson: correlation; NaN with fewer than 2 pairs or where one side is constant.
+      pearson: correlation; NaN with fewer than 2 pairs or if one side is constant.
       bias: mean of prediction minus reference; sd: of the differences (n - 1).
       low, high: limits of agreement, bias -+ 1.96 sd.
       mean_absolute: mean absolute difference.
@@ -176,7 +176,7 @@ def agreement(predicted: Sequence[float], reference: Sequence[float], unit: str 
 
 
 def clinical_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every index of every patient and its agreement, as data for JSON (None stands for NaN).
+    """Every index of every patient and its agreement, as data for JSON (None instead of NaN).
 
     Returns:
       unit: of the volumes, 'ml' | 'voxels' | 'mixed'; note: what does not hold, '' where all does; patients: a dict

@@ -112,7 +112,7 @@ def match_rows(
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    return row["patient"], row["phase"], row["structure"], row.get("position", "")
+    return row["patient"], row.get("scan", ""), row["phase"], row["structure"], row.get("position", "")
 
 
 def _by_case(rows: Sequence[Row], name: str) -> dict[tuple[str, ...], Row]:

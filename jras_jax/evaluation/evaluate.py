@@ -17,20 +17,27 @@ from absl import logging
 
 from jras_jax import config as configs
 from jras_jax import files
-from jras_jax.data import Volume
+from jras_jax.data import DatasetDescription, Volume
 from jras_jax.data.load import RunData
-from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, statistics
+from jras_jax.errors import UserError
+from jras_jax.evaluation import choose, clinical, evaluator, export, metrics, triage
+from jras_jax.evaluation.control_scores import ControlScores
 from jras_jax.evaluation.evidence import EvidenceWriter
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.run_folder import provenance
-from jras_jax.run_folder.layout import RETRIEVAL_OPTIONS, evaluation_name
+from jras_jax.run_folder.layout import SELECTION_OPTIONS, evaluation_name
 
 POSITION_COLUMNS = (
     *("patient", "phase", "position", "structure", "dice", "jaccard"),
     *("voxels", "reference_voxels", "empty"),
 )
+PROTOCOL_2D = "2-D scores per image and structure, in the image's own pixels; splits by patient"
 PROTOCOL = "3-D scores per volume (patient and phase) and structure, in the scan's native geometry; splits by patient"
+PAPER_PROTOCOL = (
+    "the paper's protocol, which leaks: 2-D scores per slice and structure, in the scan's native geometry; slices are "
+    "split at random, each counts as a patient; paper_2d has the mean with background"
+)
 _GUIDES = {
     "patient": "; guides come from training patients only, never from the query's own patient",
     "slice": "; guides come from training patients, other slices of the query's own patient among them (this leaks)",
@@ -69,27 +76,42 @@ def evaluate(
     config = run.config
     volumes = data.part(config.eval.split)
     if submission is not None:
-        export.check(volumes, submission, data.scans, config.dataset.convention)
-    gallery = run.train_gallery(data)
+        _check_submission(config, volumes, folder=submission, scans=data.scans)
+    gallery = evaluator.gallery_of(run, data, config.eval.split)
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
     retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
     evidence = EvidenceWriter(config.eval.evidence_cases, table, keep)
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
-    masks = _Submission(volumes, config.dataset.convention, submission, data.scans)
+    controls = ControlScores(run, segmenter, table) if table is not None and config.eval.certificate else None
+    masks = _Submission(volumes, config.dataset.convention, folder=submission, scans=data.scans)
     with contextlib.closing(evidence):
         predicted = evaluator.predictions(segmenter, volumes, table, rule=config.eval.postprocess, progress=progress)
         for volume, prediction, score in evaluator.beside(predicted, _score):
             masks.add(volume, prediction.labels)
-            evidence.add(volume, prediction, scores.add(score))
+            dice = scores.add(score)
+            evidence.add(volume, prediction, dice)
             if retrieved is not None:
                 retrieved.add(prediction)
-        summary = finite(_summary(run, data, scores, volumes, gallery, retrieved))
+            if controls is not None:
+                controls.add(volume, prediction, dice)
+        summary = finite(_summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved))
+        if controls is not None:
+            summary["retrieval_certificate"] = finite(controls.certificate())
         summary["evidence"] = evidence.names
         if jax.process_index() == 0:
-            _write(run, scores, evidence, summary)
+            _write(run, scores, evidence=evidence, summary=summary)
     return summary
+
+
+def _check_submission(
+    config: configs.Config, volumes: Sequence[Volume], folder: str | pathlib.Path, scans: str | os.PathLike[str]
+) -> None:
+    """Raises UserError if the masks cannot be written in the challenge's layout, as far as can be told before."""
+    if config.protocol == "paper":
+        raise UserError("--output writes whole volumes, but config.protocol='paper' scores single slices: leave it out")
+    export.check(volumes, folder, scans, config.dataset.convention)
 
 
 def name_of(run: TrainedRun) -> str:
@@ -99,13 +121,15 @@ def name_of(run: TrainedRun) -> str:
     run was trained with, these too, such as 'test+tta=True+strategy=random'.
     """
     used = {"postprocess": run.config.eval.postprocess, "tta": run.config.eval.tta}
-    options = {key: value for key, value in used.items() if value != choose.PLAIN[key]}
+    options: dict[str, Any] = {key: value for key, value in used.items() if value != choose.PLAIN[key]}
     if run.config.retrieval.enabled:
         trained = configs.load_saved(run.folder.config).retrieval
-        for key in RETRIEVAL_OPTIONS:
+        for key in SELECTION_OPTIONS:
             value = getattr(run.config.retrieval, key)
             if value != trained.get(key, value):
                 options[key] = value
+        if run.config.protocol == "paper" and run.config.eval.gallery == "train":
+            options["gallery"] = "train"
     return evaluation_name(run.config.eval.split, options)
 
 
@@ -131,7 +155,7 @@ class _Submission:
 
     Args:
       volumes: all that will come.
-      convention: whose layout, 'acdc' or 'mnms'.
+      convention: whose layout, 'acdc', 'mnms' or 'own'.
       folder: where to; None writes nothing.
       scans: the folder that the volumes' sources are relative to.
     """
@@ -145,7 +169,8 @@ class _Submission:
     ):
         self._left = collections.Counter(volume.patient for volume in volumes)
         self._kept: dict[str, list[export.Prediction]] = {}
-        self._export = export.export_mnms if convention == "mnms" else export.export_acdc
+        ways = {"acdc": export.export_acdc, "mnms": export.export_mnms, "own": export.export_own}
+        self._export: Callable[..., list[pathlib.Path]] = ways[convention]
         self._folder, self._scans = folder if jax.process_index() == 0 else None, scans
 
     def add(self, volume: Volume, labels: np.ndarray) -> None:
@@ -201,17 +226,18 @@ class _Scores:
         return float(np.mean([row["dice"] for row in score.cases]))
 
     def uncertainty(self) -> dict[str, Any]:
-        """How well the signs that need no truth rank the cases by Dice: Spearman's rho, near -1 where they do."""
-        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.cases:
-            cases.setdefault((row["patient"], row["phase"]), []).append(row)
-        dice = [float(np.mean([r["dice"] for r in rows])) for rows in cases.values()]
-        signs = {
-            "entropy": [rows[0]["entropy"] for rows in cases.values()],
-            "guide_disagreement": [1.0 - rows[0]["guide_agreement"] for rows in cases.values()],
-        }
-        found = {name: statistics.spearman(values, dice) for name, values in signs.items()}
-        return {f"{name}_vs_dice": {"spearman": c.rho, "p": c.p, "n": c.n} for name, c in found.items() if c.n}
+        """How well the signs that need no truth rank the cases by Dice, see `triage.ranking`."""
+        return triage.ranking(self.cases)
+
+
+def _described(description: DatasetDescription) -> dict[str, Any]:
+    """What a summary says of the data set."""
+    return {
+        "dataset": description.name,
+        "structures": list(description.structures),
+        "phases": list(description.phases),
+        "dimensions": description.dimensions,
+    }
 
 
 def _summary(
@@ -228,9 +254,7 @@ def _summary(
     if "voxel" in units:
         which = "the scans have" if len(units) == 1 else "some scans have"
         warnings.append(f"{which} no known voxel spacing: distances are in voxels, volumes are counts of voxels")
-    if config.retrieval.enabled and config.retrieval.exclude != "patient":
-        warnings.append(provenance.LEAK_WARNING % config.retrieval.exclude)
-        logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
+    warnings += _told(provenance.leaks(config))
     if scores.unlocated:
         names = ", ".join(scores.unlocated[:3]) + (", ..." if len(scores.unlocated) > 3 else "")
         warnings.append(f"the heart was not found in {len(scores.unlocated)} cases, segmented as whole slices: {names}")
@@ -239,7 +263,7 @@ def _summary(
     guided_by: dict[str, Any] = {"enabled": config.retrieval.enabled}
     if gallery is not None:
         guided_by |= {
-            "split": config.eval.gallery,
+            "split": "train" if config.protocol == "patient" else _paper_gallery(config),
             "slices": len(gallery.table),
             "patients": len(gallery.table.patients),
             "exclude": config.retrieval.exclude,
@@ -249,10 +273,9 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": PROTOCOL + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else ""),
-        "dataset": run.description.name,
-        "structures": list(run.description.structures),
-        "phases": list(run.description.phases),
+        "protocol": _protocol(config, run.description.dimensions),
+        "config_protocol": config.protocol,
+        **_described(run.description),
         "split": config.eval.split,
         "evaluation": name_of(run),
         "patients": len({v.patient for v in volumes}),
@@ -261,7 +284,7 @@ def _summary(
         "retrieval": retrieved.summary() if retrieved is not None else {},
         "frame": _frame(config.dataset.frame, scores),
         "paper_2d": metrics.aggregate_paper_2d(scores.paper),
-        "clinical": clinical.clinical_summary(scores.cases) if run.description.indices else {},
+        "clinical": clinical.clinical_summary(scores.cases) if _has_indices(run) else {},
         "uncertainty": scores.uncertainty(),
         "confusion": scores.confusion.tolist(),
         "checkpoint_step": run.step,
@@ -273,6 +296,32 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+
+
+def _told(warnings: list[str]) -> list[str]:
+    """The warnings, which are logged too."""
+    for line in warnings:
+        logging.warning("%s", line)
+    return warnings
+
+
+def _has_indices(run: TrainedRun) -> bool:
+    """Whether clinical indices hold: of whole hearts, not of single slices."""
+    return bool(run.description.indices) and run.config.protocol == "patient"
+
+
+def _protocol(config: configs.Config, dimensions: int) -> str:
+    """What the scores are, in a line."""
+    if config.protocol == "patient":
+        scores = PROTOCOL if dimensions == 3 else PROTOCOL_2D
+        return scores + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else "")
+    guides = f"; guides come from the {_paper_gallery(config)} slices" if config.retrieval.enabled else ""
+    return PAPER_PROTOCOL + guides
+
+
+def _paper_gallery(config: configs.Config) -> str:
+    """The split that guides an evaluation under the paper's protocol."""
+    return "train" if config.eval.gallery == "train" else config.eval.split
 
 
 def _frame(kind: str, scores: _Scores) -> dict[str, Any]:

@@ -13,14 +13,28 @@ import numpy as np
 
 from jras_jax.data import Volume
 from jras_jax.data.dice import structure_counts
+from jras_jax.data.load import RunData
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.evaluation import metrics
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import Segmenter, VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
+from jras_jax.inference.segmenter import Segmenter
+from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval import measures
 
 SCORERS, WAITING = 2, 2  # threads that score, and predictions that wait for them
 Score = TypeVar("Score")
+
+
+def gallery_of(run: TrainedRun, data: RunData, split: str) -> RunGallery | None:
+    """What guides an evaluation of a split: the training patients; None for a run without retrieval.
+
+    With config.protocol='paper' it is the split itself, unless config.eval.gallery is 'train'.
+    """
+    own = run.train_gallery(data)  # kept in the folder in both cases: it guides new scans
+    if own is None or run.config.protocol == "patient" or run.config.eval.gallery == "train":
+        return own
+    return run.make_gallery(run.table_of(data.part(split)))
 
 
 def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.ndarray | None]:
@@ -77,16 +91,20 @@ def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, An
     """One row per structure of a scored volume, as `cases.csv` has them."""
     assert volume.mask is not None
     spacing = volume.spacing if volume.spacing_known else None
-    scores = metrics.score_structures(volume.mask, prediction.labels, spacing, volume.description.structures)
+    scores = metrics.score_structures(
+        volume.mask, prediction.labels, spacing=spacing, structures=volume.description.structures
+    )
     agreement = prediction.slices.agreement
     known = np.isfinite(agreement)
     shared = {
         "patient": volume.patient,
+        **({"scan": volume.name} if volume.name else {}),
         "phase": volume.phase,
         "group": volume.group,
         "vendor": volume.vendor,
         "centre": volume.centre,
         "unit": "mm" if volume.spacing_known else "voxel",
+        "expected_dice": prediction.expected_dice,
         "entropy": prediction.entropy,
         "guide_agreement": float(agreement[known].mean()) if known.any() else float("nan"),
     }
@@ -99,7 +117,7 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
     assert volume.mask is not None
     shared = {"patient": volume.patient, "phase": volume.phase}
     own = volume.description
-    rows = metrics.position_scores(volume.mask, prediction.labels, own.structures, own)
+    rows = metrics.position_scores(volume.mask, prediction.labels, structures=own.structures, description=own)
     return [shared | row for row in rows]
 
 
@@ -154,7 +172,7 @@ class RetrievedMasks:
         kept = prediction.masks.any((1, 2))
         truth, indices = prediction.masks[kept], prediction.slices.indices[kept]
         weights = prediction.slices.weights[kept]
-        first, mixed = measures.guide_dice(truth, indices, weights, self._table.masks)
+        first, mixed = measures.guide_dice(truth, indices, weights=weights, masks=self._table.masks)
         self._first.append(first)
         self._mixed.append(mixed)
         self._indices.append(indices)
@@ -166,5 +184,5 @@ class RetrievedMasks:
     def summary(self) -> dict[str, float]:
         """Dice of the retrieved masks at 1 and at k; entropy; share of the gallery used; the controls if wanted."""
         first, mixed, indices, weights = map(np.concatenate, (self._first, self._mixed, self._indices, self._weights))
-        values = measures.averages(first, mixed, indices, weights, len(self._table.masks))
+        values = measures.averages(first, mixed, indices=indices, weights=weights, rows=len(self._table.masks))
         return values | (self._controls.averages() if self._controls is not None else {})

@@ -13,8 +13,9 @@ import numpy as np
 
 from jras_jax import files
 from jras_jax.data import Volume
+from jras_jax.data.grid import grey
 from jras_jax.data.slice_table import SliceTable
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class EvidenceWriter:
             return
         assert prediction.masks is not None
         arrays = {
-            "image": prediction.images,
+            "image": grey(prediction.images, 3),
             "truth": prediction.masks,
             "prediction": np.argmax(prediction.slices.probabilities, -1).astype(np.uint8),
             "dice": np.float32(dice),
@@ -109,7 +110,7 @@ class EvidenceWriter:
             return found
         rows = found.pop("indices")
         return found | {
-            "guide_images": self._table.images[rows],
+            "guide_images": grey(self._table.images[rows], 4),
             "guide_masks": self._table.masks[rows],
             "guide_names": np.array([[_name(self._table, r) for r in row] for row in rows]),
         }

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import LABEL_CONVENTIONS, NUM_CLASSES, PHASES, Volume, nifti
+from jras_jax.data import LABEL_CONVENTIONS, NUM_CLASSES, PHASES, Volume, images, nifti, pictures
 from jras_jax.errors import UserError, printable
 
 # A case and its segmentation: (X, Y, Z) on the native grid, in the project's labels.
@@ -26,7 +26,7 @@ def check(
     Args:
       volumes: that will be exported.
       folder, scans: as of `export_acdc` and `export_mnms`.
-      convention: 'acdc' or 'mnms'.
+      convention: 'acdc', 'mnms' or 'own'.
 
     Raises:
       UserError: the folder cannot be written, a phase is unknown, a scan is missing, a patient's name cannot be a
@@ -34,10 +34,11 @@ def check(
     """
     files.check_folder(folder, "--output")
     for volume in volumes:
-        _check_phase(volume)
+        if convention != "own":
+            _check_phase(volume)
         _scan_path(volume, scans)
-        path = _mnms_path(volume, folder, _MNMS_SUFFIX) if convention == "mnms" else _acdc_path(volume, folder)
-        if path.exists() and not nifti.is_own_mask(path):
+        path = _PATHS[convention](volume, folder)
+        if path.exists() and not (nifti.is_own_mask(path) or pictures.is_own_picture(path)):
             raise UserError(
                 f"--output={folder}: {path} is there and is no mask of this program; choose another folder, so that it "
                 "is not overwritten"
@@ -124,13 +125,39 @@ def export_mnms(
     return written
 
 
+def export_own(
+    predictions: Iterable[Prediction], folder: str | os.PathLike[str], scans: str | os.PathLike[str]
+) -> list[pathlib.Path]:
+    """Writes CASE.nii.gz, or CASE.png of a 2-D image, in the values of the data set itself.
+
+    Args and errors are those of `export_acdc`, but for phases, which there are none of.
+    """
+    written: list[pathlib.Path] = []
+    for volume, labels in predictions:
+        path = _own_path(volume, folder)
+        source = _scan_path(volume, scans)
+        scan = pictures.read_picture(source) if pictures.is_picture(source) else nifti.read_scan(source)
+        _check_fit(volume, labels, scan)
+        images.write_mask(path, np.array(volume.description.values, np.uint8)[labels], scan)
+        written.append(path)
+    return written
+
+
+def _own_path(volume: Volume, folder: str | os.PathLike[str]) -> pathlib.Path:
+    suffix = ".png" if pictures.is_picture(pathlib.Path(volume.source)) else ".nii.gz"
+    return pathlib.Path(folder) / f"{files.safe_name(volume.case, 'case')}{suffix}"
+
+
 def _acdc_path(volume: Volume, folder: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(folder) / f"{files.safe_name(volume.patient, 'patient')}_{volume.phase}.nii.gz"
 
 
-def _mnms_path(volume: Volume, folder: str | os.PathLike[str], suffix: str) -> pathlib.Path:
+def _mnms_path(volume: Volume, folder: str | os.PathLike[str], suffix: str = _MNMS_SUFFIX) -> pathlib.Path:
     patient = files.safe_name(volume.patient, "patient")
     return pathlib.Path(folder) / patient / f"{patient}{suffix}.nii.gz"
+
+
+_PATHS = {"acdc": _acdc_path, "mnms": _mnms_path, "own": _own_path}
 
 
 def _converted(labels: np.ndarray, convention: str) -> np.ndarray:
@@ -165,7 +192,7 @@ def _scan_path(volume: Volume, scans: str | os.PathLike[str]) -> pathlib.Path:
 def _check_fit(volume: Volume, labels: np.ndarray, scan: nifti.Scan) -> None:
     if scan.array.shape[:3] != labels.shape:
         raise UserError(f"{scan.path}: its shape {scan.array.shape[:3]} is not {labels.shape}, that of {volume.case}")
-    if scan.array.ndim == 4 and volume.frame >= scan.array.shape[3]:
+    if scan.header is not None and scan.array.ndim == 4 and volume.frame >= scan.array.shape[3]:
         raise UserError(f"{scan.path}: has {scan.array.shape[3]} frames, none of number {volume.frame} ({volume.case})")
 
 

@@ -126,7 +126,7 @@ def score_pair(
     rows: list[dict[str, Any]] = []
     for name, patient, phase, a, b in _volumes(case, truth, found):
         shared = {"case": name, "patient": patient, "phase": phase, "unit": unit}
-        for structure, scores in metrics.score_structures(a, b, spacing, structures).items():
+        for structure, scores in metrics.score_structures(a, b, spacing=spacing, structures=structures).items():
             rows.append(shared | {"structure": structure} | dataclasses.asdict(scores))
     return rows, remarks
 
@@ -156,7 +156,7 @@ def _check_geometry(truth: nifti.Scan, found: nifti.Scan) -> list[str]:
     """Remarks on what differs without harm.
 
     Raises:
-      UserError: the two masks do not lie on one grid.
+      UserError: the two masks are not on one grid.
     """
     hint = "write predictions on the grid of their scan, with its header"
     if truth.array.shape != found.array.shape:
@@ -197,8 +197,8 @@ def score_folders(
     for line in summarised(notes):
         log.print(line, markup=False, soft_wrap=True)
     if not rows:
-        raise UserError(f"none of the {len(matched)} cases could be scored; the reasons stand above")
+        raise UserError(f"none of the {len(matched)} cases could be scored; the lines above say why")
     warnings = [line for check in checks for line in check.warnings()]
     for line in warnings:
         log.print(f"warning: {line}", markup=False, soft_wrap=True)
-    return Scored(rows, faults, len(alone), warnings)
+    return Scored(rows, faults, alone=len(alone), warnings=warnings)

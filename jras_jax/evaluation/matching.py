@@ -2,7 +2,7 @@
 
 Three rules, in this order; each looks at the files that are left, and only at what is unique on both sides:
 1. the same path below the two folders, suffixes such as _gt and _pred apart;
-2. the same file name, wherever the files lie;
+2. the same file name, in whatever folder;
 3. the same patient and phase or frame, whatever the challenge's way of writing names (`data.names`). An Info.cfg beside
    a file (ACDC's patient folders) says which frames are ED and ES.
 """
@@ -74,7 +74,9 @@ def match(references: pathlib.Path, predictions: pathlib.Path) -> Matched:
     nested = len(set(bare)) < len(bare)  # equal file names in several folders: the path tells them apart
     cases = [_place(reference, references) if nested else name for reference, name in zip(partners, bare, strict=True)]
     matched = [Pair(case, *both) for case, both in zip(cases, partners.items(), strict=True)]
-    alone = _alone(truth, found, references, predictions) + _alone(found, truth, predictions, references)
+    alone = _alone(truth, found, root=references, other_root=predictions) + _alone(
+        found, truth, root=predictions, other_root=references
+    )
     return Matched(sorted(matched), alone, notes)
 
 

@@ -8,8 +8,8 @@ Definitions, those of the M&Ms challenge's own evaluation (Campello et al., IEEE
 - assd: the mean of the two directed mean distances, as in the challenge's published scores (the mean of MedPy's `asd`
   both ways; MedPy 0.5.2's own `assd` is the mean of the pooled distances, another figure).
 
-Empty masks: both empty, Dice and Jaccard 1, distances 0; one empty, Dice and Jaccard 0, distances NaN. Which one it
-was stands in `empty`, and `aggregate` counts them, so that no average hides them.
+Empty masks: both empty, Dice and Jaccard 1, distances 0; one empty, Dice and Jaccard 0, distances NaN. `empty`
+says which one it was, and `aggregate` counts them, so that no average hides them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,19 @@ CASE_COLUMNS = (
     + DISTANCES
     + ("volume_ml", "reference_volume_ml", "empty", "unit")
 )
-_TEXT_COLUMNS = {"case", "patient", "phase", "group", "vendor", "centre", "structure", "position", "empty", "unit"}
+_TEXT_COLUMNS = {
+    "case",
+    "scan",
+    "patient",
+    "phase",
+    "group",
+    "vendor",
+    "centre",
+    "structure",
+    "position",
+    "empty",
+    "unit",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +63,8 @@ class Scores:
 
     Attributes:
       dice, jaccard: in [0, 1].
-      hd, hd95, assd: in the unit of the spacing (mm, or voxels where it is unknown); NaN where one mask is empty.
-      volume_ml, reference_volume_ml: of prediction and reference; NaN where the spacing is unknown.
+      hd, hd95, assd: in the unit of the spacing (mm, or voxels if it is unknown); NaN if one mask is empty.
+      volume_ml, reference_volume_ml: of prediction and reference; NaN if the spacing is unknown.
       voxels, reference_voxels: the same as counts.
       empty: '' neither mask is empty | 'both' | 'reference' | 'prediction'.
     """
@@ -85,7 +97,7 @@ def score_structures(
 
     Args:
       reference, prediction: (X, Y, Z) integer labels of one shape; (X, Y) works too.
-      spacing: voxel size along each axis, mm; None where it is unknown: distances in voxels, no volumes in ml.
+      spacing: voxel size along each axis, mm; None if it is unknown: distances in voxels, no volumes in ml.
       structures: name -> label.
 
     Returns:
@@ -115,7 +127,9 @@ def _score(reference: np.ndarray, prediction: np.ndarray, sampling: np.ndarray, 
         distances = _surface_distances(reference, prediction, sampling)
     n_ref, n_pred = counts.reference, counts.prediction
     volumes = n_pred * voxel_ml, n_ref * voxel_ml
-    return Scores(counts.dice, counts.jaccard, *distances, *volumes, n_pred, n_ref, counts.empty)
+    return Scores(
+        counts.dice, counts.jaccard, *distances, *volumes, voxels=n_pred, reference_voxels=n_ref, empty=counts.empty
+    )
 
 
 def _surface_distances(a: np.ndarray, b: np.ndarray, sampling: np.ndarray) -> tuple[float, float, float]:
@@ -142,7 +156,7 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def slice_positions(reference: np.ndarray, description: DatasetDescription = CARDIAC) -> np.ndarray:
-    """Names the third of the heart that each slice lies in.
+    """Names the third of the heart that each slice belongs to.
 
     The rule: the slices from the first to the last that the reference labels (any structure; unlabelled ones between
     them included), counted from the base, are cut into three equal lengths, and a slice belongs to the length that
@@ -175,7 +189,7 @@ def position_scores(
     """Dice of every structure in the basal, middle and apical third of a volume (see `slice_positions`).
 
     Overlap only: a surface distance inside a third would see the cut as a surface. What the prediction puts outside
-    the labelled range lies in no third; the volume's own Dice counts it.
+    the labelled range belongs to no third; the volume's own Dice counts it.
 
     Args:
       reference, prediction: (X, Y, Z) integer labels; the reference in those of `description`.
@@ -229,19 +243,17 @@ def paper_2d_scores(
       size: side of the square grid, pixels.
 
     Returns:
-      Rows with the keys slice_index, structure, dice_2d, hd_2d_px, empty; see `aggregate_paper_2d`.
+      Rows with the keys slice_index, structure, dice_2d, hd_2d_px, empty, and background_2d, the slice's Dice of the
+      background; see `aggregate_paper_2d`.
     """
     pick = [np.minimum(((np.arange(size) + 0.5) * n / size).astype(int), n - 1) for n in reference.shape[:2]]
     rows = []
     for z in np.flatnonzero(np.isin(reference, list(structures.values())).any((0, 1))):
         grid = np.ix_(*pick, [z])
-        scores = score_structures(
-            reference[grid][..., 0], prediction=prediction[grid][..., 0], spacing=None, structures=structures
-        )
-        for name, s in scores.items():
-            rows.append(
-                {"slice_index": int(z), "structure": name, "dice_2d": s.dice, "hd_2d_px": s.hd, "empty": s.empty}
-            )
+        true, found = reference[grid][..., 0], prediction[grid][..., 0]
+        shared = {"slice_index": int(z), "background_2d": count(true == 0, found == 0).dice}
+        for name, s in score_structures(true, prediction=found, spacing=None, structures=structures).items():
+            rows.append(shared | {"structure": name, "dice_2d": s.dice, "hd_2d_px": s.hd, "empty": s.empty})
     return rows
 
 
@@ -252,10 +264,11 @@ def aggregate_paper_2d(volumes: Iterable[Sequence[Mapping[str, Any]]]) -> dict[s
       volumes: what `paper_2d_scores` gave, one list a volume.
 
     Returns:
-      dice_2d, dice_2d_sd, hd_2d_px, hd_2d_px_sd (None where there is nothing to average; SD with n - 1), n_slices,
-      n_empty_both, n_no_distance (structures of a slice that only one of the two masks has: they are in no distance).
+      dice_2d, dice_2d_sd, hd_2d_px, hd_2d_px_sd (None if there is nothing to average; SD with n - 1),
+      dice_2d_background (the mean over structures and background, as the authors count), n_slices, n_empty_both,
+      n_no_distance (structures of a slice that only one of the two masks has: they are in no distance).
     """
-    dice, hd, n_both, n_missing = [], [], 0, 0
+    dice, whole, hd, n_both, n_missing = [], [], [], 0, 0
     for rows in volumes:
         slices: dict[int, list[Mapping[str, Any]]] = {}
         for row in rows:
@@ -264,11 +277,13 @@ def aggregate_paper_2d(volumes: Iterable[Sequence[Mapping[str, Any]]]) -> dict[s
             n_missing += row["empty"] in ("reference", "prediction")
         for group in slices.values():
             dice.append(float(np.mean([r["dice_2d"] for r in group])))
+            whole.append(float(np.mean([group[0]["background_2d"], *(r["dice_2d"] for r in group)])))
             known = [r["hd_2d_px"] for r in group if not math.isnan(r["hd_2d_px"])]
             hd.extend([float(np.mean(known))] if known else [])
     return {
         "dice_2d": float(np.mean(dice)) if dice else None,
         "dice_2d_sd": float(np.std(dice, ddof=1)) if len(dice) > 1 else None,
+        "dice_2d_background": float(np.mean(whole)) if whole else None,
         "hd_2d_px": float(np.mean(hd)) if hd else None,
         "hd_2d_px_sd": float(np.std(hd, ddof=1)) if len(hd) > 1 else None,
         "n_slices": len(dice),

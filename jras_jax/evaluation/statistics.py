@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """Bounds of a confidence interval; NaN where there is nothing to resample."""
+    """Bounds of a confidence interval; NaN if there is nothing to resample."""
 
     low: float
     high: float
@@ -32,7 +32,7 @@ class Summary:
     Attributes:
       n: values counted; n_missing: NaN values, left out.
       n_patients: distinct patients among the n values.
-      mean, sd (n - 1), median: of the values; NaN where there are too few.
+      mean, sd (n - 1), median: of the values; NaN if there are too few.
       low, high: bootstrap interval of the mean, resampling patients.
     """
 
@@ -127,7 +127,7 @@ def breakdown(
       resamples, level, seed: see `bootstrap_mean`.
 
     Returns:
-      value -> Summary, in the order met; rows without a value stand under 'unknown'.
+      value -> Summary, in the order met; rows without a value come under 'unknown'.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -156,7 +156,7 @@ def patient_means(patients: Sequence[Any], values: Sequence[float] | np.ndarray)
 def paired_wilcoxon(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
     """Two-sided p of Wilcoxon's signed-rank test of paired values (scipy's; zero differences are dropped).
 
-    1 where no difference is left; NaN without a pair. Values must not be NaN.
+    1 if no difference is left; NaN without a pair. Values must not be NaN.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     if not len(difference):
@@ -193,7 +193,7 @@ class RankCorrelation(NamedTuple):
 def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> RankCorrelation:
     """How well one score ranks another, such as uncertainty against Dice (rho near -1: it finds the failures).
 
-    Pairs with a NaN are left out; rho and p are NaN with fewer than 3 pairs or where one side is constant.
+    Pairs with a NaN are left out; rho and p are NaN with fewer than 3 pairs or if one side is constant.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     known = ~(np.isnan(a) | np.isnan(b))

@@ -25,7 +25,7 @@ class Embedder:
       model: of `state.build_model`.
       device_mesh: batches and states are split over its data axis.
       batch_size: slices a call, rounded up to the devices; on CPU fewer, see `CPU_BATCH`.
-      images: (N, S, S) uint8 of the gallery's slices, on the host.
+      images: (N, S, S[, C]) uint8 of the gallery's slices, on the host.
     """
 
     def __init__(self, model: joint.JointModel, device_mesh: Mesh, batch_size: int, images: np.ndarray):
@@ -57,7 +57,7 @@ class Embedder:
         return self._join([self._states(variables, self._chunk(i)) for i in range(self.chunks)])
 
     def embeddings(self, variables: joint.Variables, cache: jax.Array | None = None) -> np.ndarray:
-        """Embeddings (N, dim) float32 of norm 1 of all slices, from `cache` (of `states`) where it is given."""
+        """Embeddings (N, dim) float32 of norm 1 of all slices, from `cache` (of `states`) if it is given."""
         parts = [self.part(variables, i, cache)[1] for i in range(self.chunks)]
         return np.concatenate([np.asarray(p) for p in parts])[: len(self.images)]
 
@@ -74,5 +74,5 @@ class Embedder:
     def _chunk(self, number: int) -> jax.Array:
         start = number * self.batch_size
         images = self.images[start : start + self.batch_size]
-        images = np.pad(images, [(0, self.batch_size - len(images)), (0, 0), (0, 0)])
+        images = np.pad(images, [(0, self.batch_size - len(images))] + [(0, 0)] * (images.ndim - 1))
         return mesh.put_whole(self.mesh, images)

@@ -20,8 +20,9 @@ import numpy as np
 
 from jras_jax import files
 from jras_jax.errors import UserError, printable
+from jras_jax.inference.predictions import SlicePredictions
 from jras_jax.inference.scans import Note, OpenedScan, Task, open_scan, write_results
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, Started, fetched
+from jras_jax.inference.segmenter import Segmenter, Started, fetched
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 
 MEMORY = 1 << 30  # bytes
@@ -58,9 +59,9 @@ def segment_files(
     segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
     reading = concurrent.futures.ThreadPoolExecutor(READERS, "reader")
     writing = concurrent.futures.ThreadPoolExecutor(WRITERS, "writer")
-    work = _Work(run, gallery, segmenter, writing, _Ends(todo, tell))
+    work = _Work(run, gallery, segmenter=segmenter, writing=writing, ends=_Ends(todo, tell))
     try:
-        for number, opened in _read(run, todo, gallery, segmenter, reading):
+        for number, opened in _read(run, todo, gallery=gallery, segmenter=segmenter, reading=reading):
             if isinstance(opened, UserError):
                 work.ends.put(number, opened)
                 continue
@@ -111,11 +112,28 @@ class _Scan:
         self.missing = sum(map(len, images))
         self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * classes)
         self._parts: list[list[SlicePredictions]] = [[] for _ in images]
+        self._rounds = 0
 
     def take(self, frame: int, part: SlicePredictions) -> None:
         """Takes the predictions of the next slices of a frame."""
         self._parts[frame].append(part)
         self.missing -= len(part.probabilities)
+
+    def again(self, segmenter: Segmenter) -> list[int]:
+        """Takes better frames of the heart where there are any; the frames of the scan to be segmented again."""
+        self._rounds += 1
+        if self._rounds >= segmenter.rounds:
+            return []
+        ready, predicted, numbers = self.opened.ready, self.predictions(), []
+        slices = list(ready.slices)
+        for number, (volume, part) in enumerate(zip(ready.volumes, predicted, strict=True)):
+            if (better := segmenter.refined(volume, slices[number], part)) is not None:
+                slices[number] = better
+                self._parts[number] = []
+                self.missing += len(better.images)
+                numbers.append(number)
+        self.opened = self.opened._replace(ready=ready._replace(slices=slices))
+        return numbers
 
     def predictions(self) -> list[SlicePredictions]:
         """For each frame."""
@@ -160,7 +178,7 @@ class _Work:
             self._alone(scan)
         else:
             for frame, (slices, rows) in enumerate(zip(ready.slices, ready.rows, strict=True)):
-                self._waiting.append(_Slices(scan, frame, 0, slices.images, rows))
+                self._waiting.append(_Slices(scan, frame, first=0, images=slices.images, rows=rows))
             while sum(len(w.images) for w in self._waiting) >= self._segmenter.batch_size:
                 self._start()
         if sum(s.bytes for s in {w.scan for w in self._waiting}) > MEMORY:
@@ -169,10 +187,11 @@ class _Work:
 
     def flush(self) -> None:
         """Gives the network all that waits."""
-        while self._waiting:
-            self._start()
-        while self._on_device:
-            self._fetch()
+        while self._waiting or self._on_device:
+            if self._waiting:
+                self._start()
+            else:
+                self._fetch()
 
     def _start(self) -> None:
         """Starts the next batch, and fetches an earlier one if there are too many."""
@@ -198,15 +217,26 @@ class _Work:
             own = slice(first, first := first + len(part.images))
             part.scan.take(part.frame, SlicePredictions(*(x[own] for x in predicted)))
             if not part.scan.missing:
-                self._write(part.scan)
+                self._settle(part.scan)
+
+    def _settle(self, scan: _Scan) -> None:
+        """Writes a scan, or lets frames wait again that have a better frame of the heart."""
+        again = scan.again(self._segmenter)
+        ready = scan.opened.ready
+        for frame in again:
+            self._waiting.append(_Slices(scan, frame, 0, ready.slices[frame].images, ready.rows[frame]))
+        if not again:
+            self._write(scan)
 
     def _alone(self, scan: _Scan) -> None:
         """Segments a scan in batches of its own: it has a gallery of its own, or what is drawn depends on the batch."""
         ready = scan.opened.ready
         segmenter = ready.segmenter(self._segmenter)
         try:
-            for frame, (slices, rows) in enumerate(zip(ready.slices, ready.rows, strict=True)):
-                scan.take(frame, segmenter.slices(slices.images, ready.patient, rows))
+            ready, predicted = ready.segmented(segmenter)
+            scan.opened = scan.opened._replace(ready=ready)
+            for frame, part in enumerate(predicted):
+                scan.take(frame, part)
         except UserError as e:
             self.ends.put(scan.number, e)
         else:
@@ -214,7 +244,7 @@ class _Work:
 
     def _write(self, scan: _Scan) -> None:
         def write() -> None:
-            write_results(self._run, scan.opened, scan.predictions(), self._gallery)
+            write_results(self._run, scan.opened, predicted=scan.predictions(), gallery=self._gallery)
 
         self.ends.put(scan.number, self._writing.submit(write), scan.bytes)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 
 
 def largest_component(labels: np.ndarray, structures: Iterable[int] | None = None) -> np.ndarray:
@@ -39,6 +39,9 @@ def largest_component(labels: np.ndarray, structures: Iterable[int] | None = Non
 
 def postprocessed(prediction: VolumePrediction, rule: str) -> VolumePrediction:
     """A prediction under config.eval.postprocess: 'none' | 'largest_component' of each structure."""
-    if rule == "none":
-        return prediction
-    return dataclasses.replace(prediction, labels=largest_component(prediction.labels))
+    return dataclasses.replace(prediction, labels=postprocessed_labels(prediction.labels, rule))
+
+
+def postprocessed_labels(labels: np.ndarray, rule: str) -> np.ndarray:
+    """Labels (X, Y, Z) under config.eval.postprocess, see `postprocessed`."""
+    return labels if rule == "none" else largest_component(labels)

@@ -1,4 +1,4 @@
-"""Segments NIfTI files: which files, where the masks go, and the evidence written beside each mask.
+"""Segments scans in files: which files, where the masks go, and the evidence written beside each mask.
 
 A mask of this program is known by the description in its header (`nifti.is_own_mask`), or by the JSON beside it. Such
 masks are never segmented, and no other file is ever overwritten.
@@ -7,6 +7,7 @@ masks are never segmented, and no other file is ever overwritten.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -15,12 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jras_jax import files
-from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, nifti, pairs, remarks
+from jras_jax.data import DatasetDescription, Volume, axes, finder, geometry, images, nifti, pairs, pictures, remarks
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import FrameMap
 from jras_jax.errors import UserError, printable
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction
-from jras_jax.inference.trained_run import Prepared, RunGallery, TrainedRun
+from jras_jax.inference import inputs
+from jras_jax.inference.predictions import SlicePredictions, VolumePrediction
+from jras_jax.inference.prepared import Prepared
+from jras_jax.inference.segmenter import Segmenter
+from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval.known import Match
+from jras_jax.run_folder import provenance
 
 _COUNTING = "slice and frame are indices from 0; the report and the messages count slices from 1"
 Note = Callable[[str], None]
@@ -31,38 +37,49 @@ class Task(NamedTuple):
 
     scan: pathlib.Path
     mask: pathlib.Path
+    more: tuple[pathlib.Path, ...] = ()  # the files of the further channels
 
     @property
     def evidence(self) -> pathlib.Path:
         """The JSON beside the mask."""
-        return self.mask.with_name(pairs.stem(self.mask) + ".json")
+        return self.mask.with_name(images.stem(self.mask) + ".json")
 
 
-def tasks(source: str | pathlib.Path, output: str | pathlib.Path, note: Note = lambda line: None) -> list[Task]:
+def tasks(
+    source: str | pathlib.Path,
+    output: str | pathlib.Path,
+    note: Note = lambda line: None,
+    description: DatasetDescription = CARDIAC,
+) -> list[Task]:
     """The scans of a file or folder (its subfolders too) and where their masks go.
 
     Args:
       source: .nii or .nii.gz, or a folder; files named *_gt and masks of this program are left out.
-      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz.
+      output: folder for NAME.nii.gz; subfolders are kept. For a single scan also the mask's own name, .nii or .nii.gz;
+        .png of a picture.
       note: takes a line on whatever is left out.
+      description: of the run's data set. For one of 2-D images or several channels, see `inputs.groups`.
 
     Raises:
-      UserError: there is nothing to segment; masks would lie among the scans, where a later call would take them for
+      UserError: there is nothing to segment; masks would be among the scans, where a later call would take them for
         scans; or a mask would overwrite another file or another mask.
     """
     source, output = pathlib.Path(source), pathlib.Path(output)
-    scans = _without_masks(_inputs(source), source, output, note)
-    if output.name.lower().endswith(pairs.SUFFIXES):
+    groups = inputs.groups(source, description) if inputs.is_needed(description) else [[s] for s in _inputs(source)]
+    scans = _without_masks([group[0] for group in groups], source, output=output, note=note)
+    more = {group[0]: tuple(group[1:]) for group in groups}
+    if output.name.lower().endswith(".png" if description.dimensions == 2 else pairs.SUFFIXES):
         if source.is_dir():
             raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
-        found = [Task(scans[0], output)]
+        found = [Task(scans[0], output, more[scans[0]])]
         if output.is_dir():
             raise UserError(f"--output={output}: a folder has this name of a file; choose another name")
         if pairs.stem(output).lower().endswith("_gt"):
             raise UserError(f"--output={output}: names in _gt are those of reference masks; choose another name")
     else:
         root = source if source.is_dir() else source.parent
-        found = [Task(s, output / s.relative_to(root).parent / (pairs.stem(s) + ".nii.gz")) for s in scans]
+        name = functools.partial(inputs.mask_name, description=description)
+        found = [Task(s, output / s.relative_to(root).parent / name(s), more[s]) for s in scans]
     for folder in {task.mask.parent for task in found}:
         files.check_folder(folder, "--output")
     _check_targets(found, source, output)
@@ -91,15 +108,11 @@ def segment_file(
       UserError: an unreadable scan, a folder that cannot be written, or see `TrainedRun.segment_volumes`.
     """
     segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
-    opened = open_scan(run, task, gallery, segmenter)
+    opened = open_scan(run, task, gallery=gallery, segmenter=segmenter)
     for remark in opened.remarks:
         note(remark)
-    segmenter = opened.ready.segmenter(segmenter)
-    predicted = [
-        segmenter.slices(s.images, opened.ready.patient, rows, s.masks)
-        for s, rows in zip(opened.ready.slices, opened.ready.rows, strict=True)
-    ]
-    return write_results(run, opened, predicted, gallery)
+    ready, predicted = opened.ready.segmented(opened.ready.segmenter(segmenter))
+    return write_results(run, opened._replace(ready=ready), predicted=predicted, gallery=gallery)
 
 
 class OpenedScan(NamedTuple):
@@ -113,30 +126,41 @@ class OpenedScan(NamedTuple):
 
 def open_scan(run: TrainedRun, task: Task, gallery: RunGallery | None, segmenter: Segmenter) -> OpenedScan:
     """Reads a scan and prepares it; raises as `segment_file` does."""
-    scan = nifti.read_scan(task.scan)
+    if inputs.is_needed(run.description):
+        scan = images.read_image([task.scan, *task.more], len(run.description.channels))
+    else:
+        scan = nifti.read_scan(task.scan)
     remarks = [f"{printable(scan.path)}: {remark}" for remark in unusual(run, scan)]
     ready = run.prepare(frames(scan, run.description), gallery, segmenter)
     if gallery is not None and ready.match is not None and ready.match.patients:
-        remarks.append(_recognised(run, task.scan, gallery, ready.match))
-    return OpenedScan(task, scan, ready, remarks)
+        remarks.append(_recognised(run, task.scan, gallery=gallery, match=ready.match))
+    return OpenedScan(task, scan, ready=ready, remarks=remarks)
 
 
 def write_results(
     run: TrainedRun, opened: OpenedScan, predicted: list[SlicePredictions], gallery: RunGallery | None
 ) -> list[VolumePrediction]:
     """Writes the mask and the evidence of a scan, both or neither; returns the prediction of each frame."""
-    task, scan = opened.task, opened.scan
     predictions = run.finish(opened.ready, predicted)
+    write_mask_and_evidence(run, opened, predictions, evidence_of(run, opened, predictions, gallery))
+    return predictions
+
+
+def write_mask_and_evidence(
+    run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], evidence: dict[str, Any]
+) -> None:
+    """Writes the mask of a scan, in the values of the run's data set, and its JSON, both or neither."""
+    task, scan = opened.task, opened.scan
     values = np.array(run.description.values, np.uint8)
     masks = np.stack([values[p.labels] for p in predictions], -1)
-    nifti.write_mask(task.mask, masks if scan.array.ndim == 4 else masks[..., 0], scan)
+    cine = scan.array.ndim == 4 and not inputs.is_needed(run.description)
+    images.write_mask(task.mask, masks if cine else masks[..., 0], scan)
     try:
-        files.write_json(task.evidence, _evidence(run, scan, predictions, gallery, opened.ready.match))
+        files.write_json(task.evidence, evidence)
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             task.mask.unlink()
         raise
-    return predictions
 
 
 def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
@@ -144,12 +168,12 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
     remarks = [remark for remark in scan.remarks if remark != geometry.NO_SPACING]
     if not scan.spacing_known and run.splits.get("spacing") != "unknown":
         remarks.append(geometry.NO_SPACING_HERE)
-    axis = axes.slice_axis(scan.spacing, scan.spacing_known)
+    axis = axes.slice_axis_to_read(scan.spacing, scan.spacing_known)
     if axis != 2:
-        remarks.append(f"its slices lie along the {axes.NAMES[axis]} axis; so do those of the mask")
-    elif scan.spacing_known and geometry.slice_axis(scan.array.shape, scan.spacing, True) != 2:
+        remarks.append(f"its slices run along the {axes.NAMES[axis]} axis; so do those of the mask")
+    elif scan.spacing_known and geometry.suspected_slice_axis(scan.array.shape[:3], scan.spacing, True) != 2:
         remarks.append(
-            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may lie along another axis than the "
+            f"its voxels are {geometry.sizes_text(scan.spacing)} mm, so its slices may run along another axis than the "
             "third, along which they are read"
         )
     return remarks
@@ -157,8 +181,9 @@ def unusual(run: TrainedRun, scan: nifti.Scan) -> list[str]:
 
 def frames(scan: nifti.Scan, description: DatasetDescription) -> list[Volume]:
     """Each frame of a scan as a volume to segment, for a run of the data set described."""
-    array = scan.array if scan.array.ndim == 4 else scan.array[..., None]
-    name = pairs.stem(pathlib.Path(scan.path))
+    several = len(description.channels) > 1
+    array = scan.array if scan.array.ndim == 4 and not several else scan.array[..., None]
+    name = inputs.case_name(scan.path, description)
     return [
         Volume(
             image=np.ascontiguousarray(array[..., t], np.float32),
@@ -186,14 +211,11 @@ def _recognised(run: TrainedRun, scan: pathlib.Path, gallery: RunGallery, match:
     return f"{printable(scan)}: is a scan of the gallery's {printable(who)}; {done}"
 
 
-def _evidence(
-    run: TrainedRun,
-    scan: nifti.Scan,
-    predictions: list[VolumePrediction],
-    gallery: RunGallery | None,
-    match: Match | None,
+def evidence_of(
+    run: TrainedRun, opened: OpenedScan, predictions: list[VolumePrediction], gallery: RunGallery | None
 ) -> dict[str, Any]:
     """The content of the JSON beside a mask."""
+    scan, match = opened.scan, opened.ready.match
     out: dict[str, Any] = {
         "input": scan.path.name,  # no more of its path: folders are often named after patients
         "run": str(run.folder),
@@ -201,8 +223,9 @@ def _evidence(
         "labels": run.description.structure_values,
         "spacing": [float(s) for s in scan.spacing],
         "spacing_unit": "mm" if scan.spacing_known else "unknown",
-        "slice_axis": axes.slice_axis(scan.spacing, scan.spacing_known),
+        "slice_axis": axes.slice_axis_to_read(scan.spacing, scan.spacing_known),
         "counting": _COUNTING,
+        "warnings": provenance.leaks(run.config),
         "frames": [],
     }
     if gallery is not None and match is not None:
@@ -219,7 +242,8 @@ def _evidence(
             agreement = prediction.slices.agreement
             for entry, guides, agreed in zip(slices, gallery.guides(prediction), agreement, strict=True):
                 entry |= {"guides": guides, "guide_agreement": round(float(agreed), 6)}
-        entry = {"frame": t, "entropy": round(prediction.entropy, 6), "slices": slices}
+        signs = {"expected_dice": prediction.expected_dice, "entropy": prediction.entropy}
+        entry = {"frame": t} | {k: round(v, 6) for k, v in signs.items()} | {"slices": slices}
         if prediction.located is not None:
             entry["heart"] = _heart(prediction, scan.spacing_known and not run.grid.ignore_spacing)
         out["frames"].append(entry)
@@ -268,7 +292,7 @@ def _without_masks(
 
 
 def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path) -> None:
-    """Raises UserError if a mask would lie beside a scan, or in the place of another file or mask."""
+    """Raises UserError if a mask would be written beside a scan, or in the place of another file or mask."""
     masks = [task.mask for task in found]
     folders = {task.scan.parent.resolve() for task in found} if source.is_dir() else set()
     for task in found:
@@ -276,7 +300,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
             raise UserError(f"--output={output}: the mask would overwrite the scan {task.scan}; choose another folder")
         if task.mask.parent.resolve() in folders:
             raise UserError(
-                f"--output={output}: the mask {task.mask} would lie among the scans of --input={source}, where the "
+                f"--output={output}: the mask {task.mask} would be among the scans of --input={source}, where the "
                 "next reader takes it for a scan; choose another folder"
             )
         if masks.count(task.mask) > 1:
@@ -298,7 +322,7 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
 def _is_own(path: pathlib.Path) -> bool:
     """Whether a file is a mask of this program, by its header or (masks of earlier versions) by the JSON beside it."""
     earlier = path.name.endswith(".gz") and _is_evidence(path.with_name(pairs.stem(path) + ".json"))
-    return earlier or nifti.is_own_mask(path)
+    return earlier or (pictures.is_own_picture if pictures.is_picture(path) else nifti.is_own_mask)(path)
 
 
 def _is_there(path: pathlib.Path) -> bool:

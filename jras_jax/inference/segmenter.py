@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,10 +15,9 @@ from jax.sharding import Mesh
 from jras_jax import mesh
 from jras_jax.data import Volume
 from jras_jax.data.dice import dice
-from jras_jax.data.frame import Located
+from jras_jax.data.frame import far
 from jras_jax.data.grid import (
     Grid,
-    GridMap,
     VolumeSlices,
     framed_slices,
     located_frame,
@@ -27,29 +25,13 @@ from jras_jax.data.grid import (
     volume_slices,
 )
 from jras_jax.errors import UserError
+from jras_jax.inference.predictions import SlicePredictions, VolumePrediction, on_scan
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
 from jras_jax.retrieval.selection import Selection
 
 if TYPE_CHECKING:
     from jras_jax import joint
-
-
-class SlicePredictions(NamedTuple):
-    """Per slice, on the model grid.
-
-    Attributes:
-      probabilities: (n, S, S, C) float32.
-      indices: (n, K) int32 gallery rows; K = 0 without retrieval.
-      weights, similarity: (n, K) float32.
-      agreement: (n,) float32, mean Dice among the guide masks; NaN without retrieval.
-    """
-
-    probabilities: np.ndarray
-    indices: np.ndarray
-    weights: np.ndarray
-    similarity: np.ndarray
-    agreement: np.ndarray
 
 
 class Started(NamedTuple):
@@ -62,41 +44,6 @@ class Started(NamedTuple):
 def fetched(started: Started) -> SlicePredictions:
     """Waits for a batch and brings it to the host, without the slices that filled it up."""
     return SlicePredictions(*(np.asarray(x)[: started.number] for x in started.outputs))
-
-
-@dataclasses.dataclass(frozen=True)
-class VolumePrediction:
-    """One segmented volume.
-
-    Attributes:
-      labels: (X, Y, Z) uint8 on the native grid, project labels.
-      images: (Z, S, S) uint8, the slices as the model saw them.
-      masks: (Z, S, S) uint8, the true labels on the model grid; None if the volume has no mask.
-      slices: the model's output for each slice.
-      mapping: between the two grids.
-      entropy: mean predictive entropy over the predicted foreground and its rim, nats.
-      patient: the gallery's number of the volume's patient, for the leak rule; -1 if not in the gallery.
-      located: the frame in which it was segmented; None if the model sees whole slices.
-    """
-
-    labels: np.ndarray
-    images: np.ndarray
-    masks: np.ndarray | None
-    slices: SlicePredictions
-    mapping: GridMap
-    entropy: float
-    patient: int = -1
-    located: Located | None = None
-
-    @property
-    def wholes(self) -> np.ndarray:
-        """The slices by which the scan is recognised, as `VolumeSlices.wholes`."""
-        return self.images if self.located is None else self.located.wholes
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """(X, Y, Z, C) float32 class probabilities on the native grid; background outside the model grid."""
-        return self.mapping.probabilities_to_native(self.slices.probabilities)
 
 
 class Segmenter:
@@ -113,13 +60,15 @@ class Segmenter:
       device_mesh: where it runs.
       tta: average over small rotations.
       seed: for strategies that draw.
-      rounds: passes over a volume in the frame of the heart; each after the first takes its frame from the mask of the
-        one before.
+      rounds: passes at most over a volume in the frame of the heart; each after the first takes its frame from the mask
+        of the one before, if that is far from its own.
 
     Attributes:
       program: the forward pass, `program(variables, gallery, images, patient, row, key, truth)`.
+      model, selection: as given.
       locate: the locator's, `locate(variables, images)`.
       angles: of the rotations that are averaged, in degrees; () without test-time augmentation.
+      rounds: as given.
       draws: whether guides are drawn, so that slices of several volumes must not share a batch.
       reads_truth: whether guides are chosen by the true masks.
     """
@@ -138,8 +87,8 @@ class Segmenter:
         seed: int = 0,
         rounds: int = 1,
     ):
-        self._rounds = rounds
-        self.grid, self.mesh = grid, device_mesh
+        self.rounds = rounds
+        self.grid, self.mesh, self.model, self.selection = grid, device_mesh, model, selection
         self.variables: joint.Variables | None = None
         self.gallery: Gallery | None = None
         data = device_mesh.shape["data"]
@@ -189,7 +138,9 @@ class Segmenter:
         patient = np.broadcast_to(np.asarray(patient, np.int32), n)
         rows = np.full(n, -1, np.int32) if rows is None else rows
         started = (
-            self.started(images[at], patient[at], rows[at], None if truth is None else truth[at], start)
+            self.started(
+                images[at], patient[at], rows=rows[at], truth=None if truth is None else truth[at], start=start
+            )
             for start in range(0, n, size)
             for at in [slice(start, start + size)]
         )
@@ -204,10 +155,10 @@ class Segmenter:
         size, parts = self.batch_size, []
         for start in range(0, len(whole.images), size):
             chunk = whole.images[start : start + size]
-            out = self.locate(self.variables, mesh.put_whole(self.mesh, _filled(chunk, size)))
+            out = self.locate(self.variables, mesh.put_whole(self.mesh, filled(chunk, size)))
             parts.append(np.asarray(out)[: len(chunk)])
-        frame = located_frame(volume, self.grid, whole.mapping, np.concatenate(parts))
-        return framed_slices(volume, self.grid, whole, frame)
+        frame = located_frame(volume, self.grid, whole=whole.mapping, probabilities=np.concatenate(parts))
+        return framed_slices(volume, self.grid, whole=whole, frame=frame)
 
     def started(
         self,
@@ -226,9 +177,9 @@ class Segmenter:
         size = self.batch_size
         put = functools.partial(mesh.put_whole, self.mesh)
         key = jax.random.fold_in(jax.random.key(self._seed), start) if self.draws else None
-        true = put(_filled(truth, size)) if self.reads_truth and truth is not None else None
-        chunk, whose = put(_filled(images, size)), put(_filled(patient.astype(np.int32), size, -1))
-        own = put(_filled(rows.astype(np.int32), size, -1))
+        true = put(filled(truth, size)) if self.reads_truth and truth is not None else None
+        chunk, whose = put(filled(images, size)), put(filled(patient.astype(np.int32), size, -1))
+        own = put(filled(rows.astype(np.int32), size, -1))
         return Started(len(images), self.program(self.variables, self.gallery, chunk, whose, own, key, true))
 
     def volume(
@@ -242,28 +193,33 @@ class Segmenter:
 
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
-        placed = slices or self.placed(volume)
-        predicted = self.slices(placed.images, patient, rows, placed.masks)
-        for _ in range(self._rounds - 1 if self.grid.frame is not None else 0):
-            labels = placed.mapping.to_native(predicted.probabilities)
-            frame = native_frame(volume, self.grid, placed.mapping, labels=labels)
-            if frame is None:
+        return on_scan(*self.settled(volume, slices or self.placed(volume), patient, rows), patient)
+
+    def settled(
+        self, volume: Volume, slices: VolumeSlices, patient: int, rows: np.ndarray | None
+    ) -> tuple[VolumeSlices, SlicePredictions]:
+        """Segments the slices of a volume, again in a better frame if there is one; see `refined`."""
+        predicted = self.slices(slices.images, patient, rows, slices.masks)
+        for _ in range(self.rounds - 1):
+            better = self.refined(volume, slices, predicted)
+            if better is None:
                 break
-            whole = volume_slices(volume, self.grid.whole, placed.mapping.slice_axis)
-            placed = framed_slices(volume, self.grid, whole, frame)
-            predicted = self.slices(placed.images, patient, rows, placed.masks)
-        return on_scan(placed, predicted, patient)
+            slices, predicted = better, self.slices(better.images, patient, rows, better.masks)
+        return slices, predicted
+
+    def refined(self, volume: Volume, slices: VolumeSlices, predicted: SlicePredictions) -> VolumeSlices | None:
+        """The volume in the frame that its predicted mask makes; None if that is near the one it was segmented in."""
+        if slices.located is None or self.rounds < 2:
+            return None
+        labels, before = slices.mapping.to_native(predicted.probabilities), slices.located.frame
+        frame = native_frame(volume, self.grid, slices.mapping, labels=labels)
+        if frame is None or (before is not None and not far(before, frame)):
+            return None
+        whole = volume_slices(volume, self.grid.whole, slices.mapping.slice_axis)
+        return framed_slices(volume, self.grid, whole, frame)
 
 
-def on_scan(slices: VolumeSlices, predicted: SlicePredictions, patient: int) -> VolumePrediction:
-    """A volume's prediction, brought from the model grid to its native one."""
-    images, masks, mapping, located = slices
-    entropy = predictive_entropy(predicted.probabilities)
-    labels = mapping.to_native(predicted.probabilities)
-    return VolumePrediction(labels, images, masks, predicted, mapping, entropy, patient, located)
-
-
-def _filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
+def filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
     """(m, ...) -> (size, ...), filled at the end."""
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
 
@@ -301,19 +257,39 @@ def _forward(
         queries = QueryKeys(patient=patient, row=row)
         scores = None if truth is None else measures.overlap(truth, gallery.masks, num_classes=built.num_classes)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, built.num_classes, scores=scores, key=key, mesh=mesh
+            embeddings,
+            gallery,
+            queries=queries,
+            selection=selection,
+            num_classes=built.num_classes,
+            scores=scores,
+            key=key,
+            mesh=mesh,
         )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
+    return averaged(built, variables, plain, guides, angles), indices, weights, similarity, agreement
+
+
+def averaged(
+    model: joint.JointModel,
+    variables: joint.Variables,
+    images: jax.Array,
+    guides: Guides | None,
+    angles: tuple[float, ...],
+) -> jax.Array:
+    """Class probabilities (B, S, S, C) of slices (B, S, S) in [0, 1]: the mean over the slice and its rotations."""
+    apply: Any = model.apply
 
     def probabilities(x: jax.Array) -> jax.Array:
         logits = apply(variables, x, guides, method="segment")
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    total = probabilities(plain)
+    total = probabilities(images)
     for angle in angles:
-        total += rotate(probabilities(rotate(plain[..., None], angle)[..., 0]), -angle, fill_background=True)
-    return total / (1 + len(angles)), indices, weights, similarity, agreement
+        turned = rotate(images if images.ndim == 4 else images[..., None], angle)
+        total += rotate(probabilities(turned.reshape(images.shape)), -angle, fill_background=True)
+    return total / (1 + len(angles))
 
 
 def rotate(images: jax.Array, degrees: float, *, fill_background: bool = False) -> jax.Array:
@@ -330,7 +306,7 @@ def rotate(images: jax.Array, degrees: float, *, fill_background: bool = False) 
 
 
 def guide_agreement(guides: Guides) -> jax.Array:
-    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 where there is one guide."""
+    """Mean foreground Dice over all pairs of a query's guide masks, (B,); 1 if there is one guide."""
     fg = guides.masks[..., 1:].sum(-1).reshape(*guides.masks.shape[:2], -1)  # (B, K, S * S)
     k = fg.shape[1]
     if k == 1:
@@ -341,9 +317,3 @@ def guide_agreement(guides: Guides) -> jax.Array:
     total = size[:, :, None] + size[:, None, :]
     scores = dice(overlap, total)
     return (scores.sum((1, 2)) - jnp.trace(scores, axis1=1, axis2=2)) / (k * (k - 1))
-
-
-def predictive_entropy(probabilities: np.ndarray) -> float:
-    """Mean entropy (nats) of (n, S, S, C) probabilities over pixels that may be foreground (background below 0.99)."""
-    p = np.clip(probabilities[probabilities[..., 0] < 0.99], 1e-7, 1.0)
-    return float(-(p * np.log(p)).sum(-1).mean()) if len(p) else 0.0

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,18 +20,20 @@ from absl import logging
 from jras_jax import config as configs
 from jras_jax import mesh
 from jras_jax.config import Config
-from jras_jax.data import DatasetDescription, Volume, axes, finder, pairs
+from jras_jax.data import DatasetDescription, Volume, axes, finder, own, pairs
 from jras_jax.data.description import CARDIAC
-from jras_jax.data.grid import Grid, VolumeSlices
+from jras_jax.data.grid import Grid
 from jras_jax.data.load import RunData, grid_of
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.inference import programs
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.segmenter import Segmenter, SlicePredictions, VolumePrediction, on_scan
+from jras_jax.inference.predictions import SlicePredictions, VolumePrediction, on_scan
+from jras_jax.inference.prepared import Prepared
+from jras_jax.inference.segmenter import Segmenter
 from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import Gallery, HostRows, as_one_patient, gallery_from_table, with_embeddings
-from jras_jax.retrieval.known import KnownPatients, Match
+from jras_jax.retrieval.known import KnownPatients
 from jras_jax.retrieval.selection import Selection
 from jras_jax.run_folder import stored_arrays
 from jras_jax.run_folder.checkpoints import Checkpoints, check_same_arrays
@@ -136,7 +138,7 @@ class TrainedRun:
         from jras_jax.inference.embedder import Embedder
 
         batch = max(32, self.config.eval.batch_size)
-        return Embedder(self.model, self.device_mesh, batch, images).embeddings(self.variables)
+        return Embedder(self.model, self.device_mesh, batch_size=batch, images=images).embeddings(self.variables)
 
     def segmenter(self, gallery: Gallery | None, *, tta: bool | None = None) -> Segmenter:
         """A segmenter with this gallery; None for a run without retrieval. `tta` overrides config.eval.tta."""
@@ -190,12 +192,12 @@ class TrainedRun:
             raise UserError(
                 f"the gallery has {len(table)} slices, but {retrieval.top_k} guides are retrieved: add cases"
             )
-        if table.images.shape[-1] != size:
-            raise UserError(f"the gallery's slices have {table.images.shape[-1]} pixels a side, this run's {size}")
+        if table.images.shape[1] != size:
+            raise UserError(f"the gallery's slices have {table.images.shape[1]} pixels a side, this run's {size}")
         embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
-            gallery_files.save(folder, table, embeddings, fingerprint)
+            gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint)
         empty = gallery_from_table(table, self.config.retriever.dim, self.device_mesh, memory=retrieval.gallery_memory)
         return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
 
@@ -228,12 +230,13 @@ class TrainedRun:
             return self.make_gallery(table, embeddings=embeddings, description=f"{source}, {table.contents}")
         if not pathlib.Path(source).is_dir():
             raise UserError(f"--gallery={source}: no such folder")
-        if not any(pairs.is_mask(path) for path in finder.find(pathlib.Path(source)).files):
+        phases = self.description.phases
+        if phases and not any(pairs.is_mask(path) for path in finder.find(pathlib.Path(source)).files):
             raise UserError(
                 f"--gallery={source}: holds neither a gallery ({gallery_files.FACTS}; make one with jras gallery) nor "
                 "labelled scans (NAME.nii.gz with NAME_gt.nii.gz)"
             )
-        table = self.table_of(pairs.read_pairs(source, self.label_values(labels), self.description))
+        table = self.table_of(own.read_labelled(source, self.label_values(labels), self.description))
         line = f"made in memory from the scans of {source}, {table.contents} (jras gallery keeps one)"
         return self.make_gallery(table, description=line)
 
@@ -242,16 +245,16 @@ class TrainedRun:
         return pairs.parse_labels(labels, self.description.structures) if labels else self.description.structure_values
 
     def _own_gallery(self) -> RunGallery:
-        own = self.folder.gallery
-        how = f"jras gallery --workdir={self.folder} --split=train --output={own}"
-        if not own.is_dir():
-            raise UserError(f"{own} is missing: make it with {how}, or name another with --gallery=FOLDER")
-        table, embeddings = gallery_files.read(own, how=how)
+        stored = self.folder.gallery
+        how = f"jras gallery --workdir={self.folder} --split=train --output={stored}"
+        if not stored.is_dir():
+            raise UserError(f"{stored} is missing: make it with {how}, or name another with --gallery=FOLDER")
+        table, embeddings = gallery_files.read(stored, how=how)
         description = f"the run's own, {table.contents}"
-        if gallery_files.fingerprint_of(own) == self.fingerprint:
+        if gallery_files.fingerprint_of(stored) == self.fingerprint:
             return self.make_gallery(table, embeddings=embeddings, description=description)
         logging.info("embedding the gallery with the checkpoint of step %d", self.step)
-        return self.make_gallery(table, own, description=description)
+        return self.make_gallery(table, stored, description=description)
 
     def segment(
         self,
@@ -265,8 +268,8 @@ class TrainedRun:
         """Segments one short-axis stack.
 
         Args:
-          image: (X, Y, Z) intensities, Z through the slices; if another axis has clearly the largest spacing, the
-            slices are taken to lie along that one.
+          image: (X, Y, Z) intensities, of a data set of several channels (X, Y, Z, C), Z through the slices; if
+            another axis has clearly the largest spacing, the slices are taken to run along that one.
           spacing: (3,) voxel sizes in mm; None if unknown.
           affine: (4, 4) voxel to world, RAS+ mm; None takes the usual radiological view, rows Y and columns X.
           gallery: of `open_gallery`; None for a run without retrieval.
@@ -280,13 +283,15 @@ class TrainedRun:
           UserError: the image is not 3-D or not finite, or the run needs a gallery.
         """
         image = np.asarray(image, np.float32)
-        if image.ndim != 3 or not np.isfinite(image).all():
-            raise UserError(f"the image must be a finite array (X, Y, Z), not {image.shape}")
+        channels = () if len(self.description.channels) == 1 else (len(self.description.channels),)
+        if image.ndim != 3 + len(channels) or image.shape[3:] != channels or not np.isfinite(image).all():
+            wanted = ", ".join(map(str, ("X", "Y", "Z", *channels)))
+            raise UserError(f"the image must be a finite array ({wanted}), not {image.shape}")
         known = spacing is not None
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient or "scan", description=self.description)
+        volume = Volume(image, None, affine, sizes, known, patient=patient or "scan", description=self.description)
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -302,11 +307,7 @@ class TrainedRun:
         segmenter = segmenter or self.segmenter(gallery.arrays if gallery else None)
         ready = self.prepare(volumes, gallery, segmenter)
         segmenter = ready.segmenter(segmenter)
-        predicted = [
-            segmenter.slices(s.images, ready.patient, rows, s.masks)
-            for s, rows in zip(ready.slices, ready.rows, strict=True)
-        ]
-        return self.finish(ready, predicted)
+        return self.finish(*ready.segmented(segmenter))
 
     def prepare(self, volumes: list[Volume], gallery: RunGallery | None, segmenter: Segmenter) -> Prepared:
         """Brings the frames of one scan to the model grid and looks for their patient in the gallery.
@@ -318,46 +319,21 @@ class TrainedRun:
         """
         if gallery is None and self.config.retrieval.enabled:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
-        slices = [segmenter.placed(v, axes.slice_axis(v.spacing, v.spacing_known)) for v in volumes]
+        slices = [segmenter.placed(v, axes.slice_axis_to_read(v.spacing, v.spacing_known)) for v in volumes]
         if gallery is None:
-            return Prepared(slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
+            return Prepared(volumes, slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
         match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
         merged = None
         if self.config.retrieval.exclude == "patient":
             gallery.known.check(match, self.config.retrieval.top_k)
             if len(match.patients) > 1:
                 merged = as_one_patient(gallery.arrays, [*match.patients])
-        return Prepared(slices, match, match.rows, merged)
+        return Prepared(volumes, slices, match, rows=match.rows, gallery=merged)
 
     def finish(self, ready: Prepared, predicted: list[SlicePredictions]) -> list[VolumePrediction]:
         """The predictions of a scan's frames on its native grid, post-processed as config.eval.postprocess says."""
         rule = self.config.eval.postprocess
         return [postprocessed(on_scan(s, p, ready.patient), rule) for s, p in zip(ready.slices, predicted, strict=True)]
-
-
-class Prepared(NamedTuple):
-    """The frames of one scan, ready for the network.
-
-    Attributes:
-      slices: of each frame, on the model grid.
-      match: who the patient is; None without a gallery.
-      rows: for each frame (Z,) int32, the gallery rows that are its slices, -1 if not there.
-      gallery: in place of the run's, if the patient has several names there.
-    """
-
-    slices: list[VolumeSlices]
-    match: Match | None
-    rows: list[np.ndarray]
-    gallery: Gallery | None = None
-
-    @property
-    def patient(self) -> int:
-        """The patient's number in the gallery; -1 if not there."""
-        return self.match.first if self.match else -1
-
-    def segmenter(self, shared: Segmenter) -> Segmenter:
-        """The segmenter for this scan: `shared`, with this scan's own gallery if it has one."""
-        return shared if self.gallery is None else shared.guided_by(self.gallery)
 
 
 def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> TrainedRun:
@@ -375,6 +351,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
         raise UserError(
             f"--workdir={workdir}: no such folder; train first: jras train --config=FILE --workdir={workdir}"
         )
+    folder.check_single()
     configs.check_opened(overrides)
     settings = configs.override(configs.load_saved(folder.config), overrides)
     settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
@@ -389,6 +366,6 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
     restored = arrays.get("state", {})
     variables = {"params": restored.get(kept, {}), **restored.get("extra", {})}
     description = folder.read_description(config.dataset.name)
-    run = TrainedRun(config, folder, variables, best, device_mesh, description)
+    run = TrainedRun(config, folder, variables=variables, step=best, device_mesh=device_mesh, description=description)
     run.check_model()
     return run

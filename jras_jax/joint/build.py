@@ -19,14 +19,16 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
     """The model that a config describes; without retrieval it has neither retriever nor fusion.
 
     Args:
-      config: the run.
+      config: the run, whole: the sections backbone, retriever, fusion, retrieval and train all decide the model.
       description: of its data set; None: that of a data set that the project knows, by its name.
 
     Raises:
       UserError: a name or option that the model tables do not have.
     """
     dtype = jnp.dtype(config.train.dtype)
-    num_classes = (description or named(config.dataset.name)).num_classes
+    description = description or named(config.dataset.name)
+    num_classes, channels = description.num_classes, len(description.channels)
+    in_channels = config.backbone.in_channels if channels == 1 else channels
     options = dict(config.backbone.options)
     if config.backbone.variant:
         options["variant"] = config.backbone.variant
@@ -37,7 +39,7 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         locator = models.create("unet", num_classes=num_classes, dtype=dtype, **sizes)
     if not config.retrieval.enabled:
         return JointModel(
-            backbone, retriever=None, fusion=None, in_channels=config.backbone.in_channels, locator=locator
+            backbone, retriever=None, fusion=None, in_channels=in_channels, channels=channels, locator=locator
         )
     r = config.retriever
     retriever = Retriever(
@@ -59,18 +61,25 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         backbone,
         retriever=retriever,
         fusion=fuse,
-        in_channels=config.backbone.in_channels,
+        in_channels=in_channels,
         guide_gradient=config.fusion.guide_gradient,
+        channels=channels,
         locator=locator,
     )
 
 
 def init_variables(model: JointModel, config: Config) -> Variables:
-    """Random parameters by config.seed (jit-able)."""
+    """Random parameters by config.seed (jit-able).
+
+    It takes the config that the model was built from: `dataset.image_size`, `retrieval.top_k` and `seed` must be its.
+    """
     size, k = config.dataset.image_size, config.retrieval.top_k
-    guides = first_guides(1, k=k, size=size, num_classes=model.num_classes) if model.fusion is not None else None
+    guides = None
+    if model.fusion is not None:
+        guides = first_guides(1, k=k, size=size, num_classes=model.num_classes, channels=model.channels)
+    images = jnp.zeros((1, size, size) + ((model.channels,) if model.channels > 1 else ()))
     # 'rbg' compiles several times faster than the default generator; `create_state` runs this on one device, since its
     # values depend on how a computation is split.
     key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))
     wholes = jnp.zeros((1, *2 * [config.dataset.whole_size])) if model.locator is not None else None
-    return dict(model.init({"params": key, "dropout": dropout}, jnp.zeros((1, size, size)), guides, wholes))
+    return dict(model.init({"params": key, "dropout": dropout}, images, guides, wholes))

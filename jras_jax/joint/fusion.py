@@ -55,13 +55,14 @@ class Concat(Fusion):
     mask: str = "onehot"
 
     def fuse_input(self, query: jax.Array, guides: Guides) -> jax.Array:
-        image = jnp.einsum("bk,bkhw->bhw", guides.weights, guides.images)
+        image = jnp.einsum("bk,bk...->b...", guides.weights, guides.images)
+        image = image if image.ndim == 4 else jnp.repeat(image[..., None], query.shape[-1], -1)
         mask = jnp.einsum("bk,bkhwc->bhwc", guides.weights, guides.masks)
         if self.mask == "index":
             mask = (mask @ jnp.arange(self.num_classes, dtype=mask.dtype))[..., None]
         elif self.mask != "onehot":
             raise UserError(f"config.fusion.options.mask={self.mask!r}: choose 'onehot' or 'index'")
-        return jnp.concatenate([query, jnp.repeat(image[..., None], query.shape[-1], -1), mask], -1)
+        return jnp.concatenate([query, image, mask], -1)
 
 
 class Adapter(Fusion):
@@ -75,7 +76,8 @@ class Adapter(Fusion):
     def fuse_input(self, query: jax.Array, guides: Guides) -> jax.Array:
         k = guides.weights.shape[1]
         channels = query.shape[-1]
-        images = jnp.repeat(guides.images[..., None], channels, -1)
+        images = guides.images
+        images = images if images.ndim == 5 else jnp.repeat(images[..., None], channels, -1)
         scale = (k * guides.weights)[..., None, None, None]
         stacked = jnp.concatenate([images, guides.masks], -1) * scale
         stacked = jnp.moveaxis(stacked, 1, 3).reshape(*query.shape[:3], -1)
@@ -152,7 +154,7 @@ class Prototype(Fusion):
             shares = _shrunk(guides.masks, (y.shape[2], y.shape[3])) * guides.weights[..., None, None, None]
             total = jnp.einsum("bkhwc,bkhwf->bcf", shares, y)
             prototypes = total / (shares.sum((1, 2, 3))[..., None] + 1e-6)
-            # Features have a large common part (mean over the map); the cosine compares what stands out of it.
+            # Features have a large common part (mean over the map); the cosine compares what is left without it.
             centre = jnp.einsum("bk,bkf->bf", guides.weights, y.mean((2, 3)))
             maps = jnp.einsum(
                 "bhwf,bcf->bhwc", _unit(x - x.mean((1, 2), keepdims=True)), _unit(prototypes - centre[:, None])

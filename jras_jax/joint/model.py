@@ -24,10 +24,14 @@ Variables = dict[str, Any]  # {'params': ..., and 'batch_stats' where the backbo
 Logits = jax.Array | tuple[jax.Array, ...]
 
 
-def standardise(images: jax.Array) -> jax.Array:
-    """(..., S, S) in [0, 1] -> zero mean and unit deviation, slice by slice: scanners differ in both."""
-    mean = images.mean((-2, -1), keepdims=True)
-    deviation = images.std((-2, -1), keepdims=True)
+def standardise(images: jax.Array, *, channels_last: bool = False) -> jax.Array:
+    """(..., S, S) in [0, 1] -> zero mean and unit deviation, slice by slice: scanners differ in both.
+
+    With `channels_last` (..., S, S, C), channel by channel.
+    """
+    axes = (-3, -2) if channels_last else (-2, -1)
+    mean = images.mean(axes, keepdims=True)
+    deviation = images.std(axes, keepdims=True)
     return (images - mean) / (deviation + 1e-3)
 
 
@@ -36,7 +40,10 @@ class JointModel(nn.Module):
 
     Attributes:
       backbone, retriever, fusion: see docs/ARCHITECTURE.md for their contracts.
-      in_channels: 1, or 3 to repeat grey for weights trained on RGB.
+      in_channels: of the backbone's input: 1, or 3 to repeat grey for weights trained on RGB; of a data set of several
+        channels their number.
+      channels: of the data set's images. Above 1, images below are (B, S, S, C), and the retriever sees the mean of
+        their channels.
       locator: the small backbone that finds the heart in whole slices; None if the model sees whole slices itself.
       guide_gradient: whether the encoder also trains through the guides' features. Without it they cost a forward pass
         only; the retriever's gradient, which goes through the weights, is the same.
@@ -47,6 +54,7 @@ class JointModel(nn.Module):
     fusion: nn.Module | None
     in_channels: int = 1
     guide_gradient: bool = False
+    channels: int = 1
     locator: nn.Module | None = None
 
     @property
@@ -57,7 +65,7 @@ class JointModel(nn.Module):
     def states(self, images: jax.Array) -> jax.Array:
         """(B, S, S) in [0, 1] -> the retriever's frozen states (B, T, D): constant in training, so they can be kept."""
         assert self.retriever is not None
-        return jax.lax.stop_gradient(self.retriever.states(images))
+        return jax.lax.stop_gradient(self.retriever.states(self._grey(images)))
 
     def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, T, D) -> embeddings (B, dim) of norm 1."""
@@ -67,20 +75,20 @@ class JointModel(nn.Module):
     def embed_images(self, images: jax.Array, train: bool = False) -> jax.Array:
         """(B, S, S) in [0, 1] -> embeddings (B, dim) of norm 1; gradients reach every trained parameter."""
         assert self.retriever is not None
-        return self.retriever(images, train)
+        return self.retriever(self._grey(images), train)
 
     def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:
         """(B, S, S) in [0, 1] -> the projection head's output (B, dim), not normalised."""
         assert self.retriever is not None
-        return self.retriever.project_images(images, train)
+        return self.retriever.project_images(self._grey(images), train)
 
     def segment(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
         """Query slices (B, S, S) in [0, 1] and their guides -> logits (B, S, S, C); several if deep supervision."""
-        query = self._channels(standardise(images))
+        query = self._channels(self._standardised(images))
         size = images.shape[1:3]
         if self.fusion is None or guides is None:
             return self.backbone.decode(self.backbone.encode(query, train), size, train)
-        shown = guides.replace(images=standardise(guides.images))
+        shown = guides.replace(images=self._standardised(guides.images))
         fused = self.fusion.fuse_input(query, shown)
         if not self.fusion.needs_guide_features:
             return self.backbone.decode(self.backbone.encode(fused, train), size, train)
@@ -107,8 +115,15 @@ class JointModel(nn.Module):
             self.embed_images(images, train)
         return self.segment(images, guides, train)
 
+    def _standardised(self, images: jax.Array) -> jax.Array:
+        return standardise(images, channels_last=self.channels > 1)
+
+    def _grey(self, images: jax.Array) -> jax.Array:
+        """(B, S, S[, C]) -> (B, S, S), what the retriever sees."""
+        return images.mean(-1) if self.channels > 1 else images
+
     def _channels(self, images: jax.Array) -> jax.Array:
-        return jnp.repeat(images[..., None], self.in_channels, -1)
+        return images if self.channels > 1 else jnp.repeat(images[..., None], self.in_channels, -1)
 
 
 def retrieve(
@@ -143,13 +158,13 @@ def retrieve(
     )
     if selection.strategy == "softmax":
         return mix(gallery, weights=weights, similarity=similarity, num_classes=num_classes)
-    return fetch(gallery, indices, weights, similarity, num_classes, mesh=mesh)
+    return fetch(gallery, indices, weights=weights, similarity=similarity, num_classes=num_classes, mesh=mesh)
 
 
-def first_guides(batch: int, k: int, size: int, num_classes: int) -> Guides:
+def first_guides(batch: int, k: int, size: int, num_classes: int, channels: int = 1) -> Guides:
     """Guides of the right shapes for initialisation."""
     return Guides(
-        images=jnp.zeros((batch, k, size, size)),
+        images=jnp.zeros((batch, k, size, size) + ((channels,) if channels > 1 else ())),
         masks=jnp.zeros((batch, k, size, size, num_classes)),
         weights=jnp.full((batch, k), 1 / k),
         indices=jnp.zeros((batch, k), jnp.int32),

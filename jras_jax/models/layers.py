@@ -125,9 +125,9 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of tokens (B, T, D) to a context (B, S, D) and its values (B, S, D) -> (B, T, D).
 
-    The context is the tokens themselves, and the values are the context, where they are None. `inner` channels (D where
-    None) are shared by the heads. Parameters: query, key, value, output (each a `Linear`); LoRA of rank `lora_rank` on
-    those named in `lora_targets`.
+    If the context is None, it is the tokens themselves; if the values are None, they are the context. `inner` channels
+    (D if None) are shared by the heads. Parameters: query, key, value, output (each a `Linear`); LoRA of rank
+    `lora_rank` on those named in `lora_targets`.
     """
 
     heads: int

@@ -203,22 +203,22 @@ class TwoWayBlock(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         def attend(name: str, x: jax.Array, context: jax.Array, values: jax.Array, halve: bool = True) -> jax.Array:
             inner = x.shape[-1] // 2 if halve else None
-            return Attention(self.heads, inner=inner, dtype=self.dtype, name=name)(x, context, False, values)
+            return Attention(self.heads, inner=inner, dtype=self.dtype, name=name)(x, context, values=values)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return LayerNorm(dtype=self.dtype, name=name)(x)
 
         if self.first:
-            tokens = attend("self_attention", tokens, tokens, tokens, False)
+            tokens = attend("self_attention", tokens, tokens, values=tokens, halve=False)
         else:
             placed = tokens + token_positions
-            tokens = tokens + attend("self_attention", placed, placed, tokens, False)
+            tokens = tokens + attend("self_attention", placed, placed, values=tokens, halve=False)
         tokens = norm("norm1", tokens)
-        tokens = tokens + attend("token_to_image", tokens + token_positions, image + image_positions, image)
+        tokens = tokens + attend("token_to_image", tokens + token_positions, image + image_positions, values=image)
         tokens = norm("norm2", tokens)
         y = nn.relu(Linear(self.hidden, dtype=self.dtype, name="fc1")(tokens))
         tokens = norm("norm3", tokens + Linear(tokens.shape[-1], dtype=self.dtype, name="fc2")(y))
-        image = image + attend("image_to_token", image + image_positions, tokens + token_positions, tokens)
+        image = image + attend("image_to_token", image + image_positions, tokens + token_positions, values=tokens)
         return tokens, norm("norm4", image)
 
 
@@ -243,9 +243,9 @@ class Decoder(nn.Module):
         tokens = start
         for i in range(DECODER_DEPTH):
             block = TwoWayBlock(self.heads, hidden=self.hidden, first=i == 0, dtype=self.dtype, name=f"block_{i}")
-            tokens, image = block(tokens, image, start, positions)
+            tokens, image = block(tokens, image, token_positions=start, image_positions=positions)
         last = Attention(self.heads, inner=channels // 2, dtype=self.dtype, name="token_to_image")
-        tokens = tokens + last(tokens + start, image + positions, False, image)
+        tokens = tokens + last(tokens + start, image + positions, values=image)
         tokens = LayerNorm(1e-5, self.dtype, name="norm")(tokens)
         x = Upsample2x(channels // 4, dtype=self.dtype, name="up1")(image.reshape(batch, height, width, channels))
         x = kernels.gelu(LayerNorm(dtype=self.dtype, name="up_norm")(x))

@@ -132,7 +132,7 @@ class ConvBatchNorm(nn.Module):
 class Decoder(nn.Module):
     """The cascaded upsampler: maps (finest first, the transformer's last) -> logits of 2**len(widths) times its size.
 
-    Each step doubles the map, joins it to the next finer skip map where there is one, and convolves twice.
+    Each step doubles the map, joins it to the next finer skip map if there is one, and convolves twice.
     """
 
     num_classes: int
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
 def double(x: jax.Array) -> jax.Array:
     """Bilinear upsampling (B, H, W, C) -> (B, 2H, 2W, C) with coinciding corners (`UpsamplingBilinear2d` of PyTorch).
 
-    Output 2j lies j / (2n - 1) before input j, output 2j + 1 lies (n - 1 - j) / (2n - 1) behind it: each is a weighted
+    Output 2j is j / (2n - 1) before input j, output 2j + 1 is (n - 1 - j) / (2n - 1) after it: each is a weighted
     sum of two neighbours, so that neither a gather nor a dense matrix is needed.
     """
     for axis in (1, 2):
@@ -212,7 +212,10 @@ class TransUNet(nn.Module):
             self.stem_norm = group_norm(self.groups, self.dtype)
             unit = nn.remat(Unit) if self.remat else Unit
             self.stage = [
-                [unit(self.stem_width * 2**i, 2 if i and not j else 1, self.groups, self.dtype) for j in range(units)]
+                [
+                    unit(self.stem_width * 2**i, stride=2 if i and not j else 1, groups=self.groups, dtype=self.dtype)
+                    for j in range(units)
+                ]
                 for i, units in enumerate(self.stages)
             ]
         self.patch_embedding = PatchEmbedding(self.width, 1 if self.stages else STRIDE, self.dtype)

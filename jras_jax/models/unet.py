@@ -80,7 +80,7 @@ class UNet(nn.Module):
 
     @property
     def fusion_levels(self) -> tuple[int, ...]:
-        """Indices into `encode`'s tuple at strides 4 and 8, where they exist."""
+        """Indices into `encode`'s tuple at strides 4 and 8, if they exist."""
         return tuple(level for level in (2, 3) if level < self.levels)
 
     def setup(self) -> None:

@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """DINOv2's encoder. T = (H // patch) * (W // patch) patch tokens stand after the CLS token.
+    """DINOv2's encoder. T = (H // patch) * (W // patch) patch tokens follow the CLS token.
 
     Attributes:
       width: D. depth: number of blocks. heads: of attention, a divisor of D.

@@ -48,6 +48,7 @@ class Case:
     empty: int
     entropy: float
     agreement: float
+    expected: float = math.nan  # the expected Dice; NaN in tables of earlier versions
 
 
 def number_of(row: Mapping[str, Any], column: str) -> float:
@@ -103,6 +104,7 @@ def _case(name: str, rows: Rows) -> Case:
         hd95=_mean([number_of(r, "hd95") for r in rows]),
         by_structure={r["structure"]: number_of(r, "dice") for r in rows},
         empty=sum(bool(r.get("empty")) for r in rows),
+        expected=_mean([number_of(r, "expected_dice") for r in rows]),
         entropy=_mean([number_of(r, "entropy") for r in rows]),
         agreement=_mean([number_of(r, "guide_agreement") for r in rows]),
     )
@@ -171,7 +173,7 @@ INDICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Catch:
-    """Among the `checked` most uncertain cases stand `caught` of the `failures` cases of lowest Dice."""
+    """The `checked` most uncertain cases include `caught` of the `failures` cases of lowest Dice."""
 
     checked: int
     caught: int
@@ -179,7 +181,7 @@ class Catch:
 
 
 def catch(found: Sequence[Case], uncertainty: Sequence[float], share: float = 0.25) -> Catch:
-    """How many of the worst `share` of cases stand in the most uncertain `share`; by chance, that share of them."""
+    """How many of the worst `share` of cases are in the most uncertain `share`; by chance, that share of them."""
     known = [i for i, u in enumerate(uncertainty) if not math.isnan(u) and not math.isnan(found[i].dice)]
     count = max(1, round(share * len(known))) if known else 0
     worst = set(sorted(known, key=lambda i: found[i].dice)[:count])

@@ -97,7 +97,7 @@ def _heading(
         return f"{item.name}: Dice {number(item.dice)}", "This case is not in cases.csv."
     place = _place(ranks[item.name], len(ranks))
     facts = [", ".join(f"{s} {number(v)}" for s, v in case.by_structure.items())]
-    facts += [f"HD95 {number(case.hd95, 2)} {plural_unit(unit)}", f"entropy {number(case.entropy)} nats"]
+    facts += [f"HD95 {number(case.hd95, 2)} {plural_unit(unit)}", f"expected Dice {number(case.expected)}"]
     facts += [f"{plural(case.empty, 'structure')} with an empty mask"] if case.empty else []
     facts += [f"guide agreement {number(case.agreement)}"] if item.guides else []
     facts += [f"group {case.group}"] if case.group else []
@@ -125,6 +125,6 @@ def _all_cases(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[
     for c in found:
         name = element("a", c.name, href=f"#{shown[c.name]}") if c.name in shown else c.name
         figures = [number(c.dice), *(number(c.by_structure.get(s)) for s in structures), number(c.hd95, 2)]
-        rows.append([name, c.group or NOTHING, c.vendor or NOTHING, *figures, number(c.entropy), number(c.agreement)])
-    header += ["Entropy, nats", "Guide agreement"]
+        rows.append([name, c.group or NOTHING, c.vendor or NOTHING, *figures, number(c.expected), number(c.entropy)])
+    header += ["Expected Dice", "Entropy, nats"]
     return table(header, rows, caption="All cases, the lowest Dice first", text_columns=3)

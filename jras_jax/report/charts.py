@@ -17,10 +17,11 @@ SMALL = 304.0  # width: three side by side, and as it is in a narrow window
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve."""
+    """A curve; one of a structure has its `label` and takes its colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
+    label: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def curves(
 ) -> Html:
     """Curves over training steps, the second one dashed; more than `most` points are averaged in equal bins."""
     width, height = SMALL, 200.0
-    kept = [Line(line.name, thin(line.points, most)) for line in lines if line.points]
+    kept = [dataclasses.replace(line, points=thin(line.points, most)) for line in lines if line.points]
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for _, y in line.points]
     x_high = max(xs, default=1.0)
@@ -104,7 +105,7 @@ def curves(
     spoken = []
     for i, line in enumerate(kept):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
-        kind = f"curve series{i}"
+        kind = _curve_class(i, line)
         if len(line.points) == 1:
             parts.append(marker(MARKERS[i % 4], frame.x(line.points[0][0]), frame.y(line.points[0][1]), class_=kind))
         parts.append(element("polyline", points=path, class_=kind))
@@ -113,10 +114,15 @@ def curves(
     key = None
     if len(kept) > 1:
         samples = [
-            element("line", x1=0.0, x2=28.0, y1=7.0, y2=7.0, class_=f"curve series{i}") for i in range(len(kept))
+            element("line", x1=0.0, x2=28.0, y1=7.0, y2=7.0, class_=_curve_class(i, line))
+            for i, line in enumerate(kept)
         ]
         key = legend([(sample, line.name) for sample, line in zip(samples, kept, strict=True)])
     return element("figure", element("figcaption", title), figure, key, class_="small")
+
+
+def _curve_class(number_of_line: int, line: Line) -> str:
+    return f"curve series{number_of_line}" + ("" if line.label is None else f" structure s{line.label}")
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -162,7 +168,7 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str, y_include: S
 
 
 def bars(values: Sequence[float], *, label: str) -> Html:
-    """One small bar a slice, 0 to 1, for the strip over a slice slider; an open mark where there is no value."""
+    """One small bar a slice, 0 to 1, for the strip over a slice slider; an open mark for a slice without a value."""
     step, height = 14.0, 34.0
     parts = []
     for i, value in enumerate(values):

@@ -35,7 +35,7 @@ class ReportedRun:
         where the file is missing.
       evidence: case name -> .npz file.
       description: of the data set.
-      choices: evaluation/choices.json, which options validation chose; empty where they were not measured.
+      choices: evaluation/choices.json, which options validation chose; empty if they were not measured.
     """
 
     path: pathlib.Path
@@ -124,6 +124,7 @@ def _description(folder: RunFolder, config: Mapping[str, Any]) -> DatasetDescrip
 # The kinds of those entries that the page takes apart; others it shows as they are.
 _SUMMARY: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("mean", "by", "gallery", "retrieval", "paper_2d", "clinical", "uncertainty"), dict),
+    "retrieval_certificate": dict,
     **dict.fromkeys(("split", "unit", "protocol", "name"), str),
     "warnings": list,
 }

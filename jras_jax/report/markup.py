@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 import markupsafe
 
-NOTHING = "–"  # what stands in a table where there is no number
+NOTHING = "–"  # a table's cell without a number
 
 
 # Characters of names that a reader would not see, or that would turn the text after them round (U+202E); half pairs of
@@ -96,7 +96,7 @@ SIGNIFICANT = 3  # digits at most of any score: more would claim what no test se
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
     """A score: at most `digits` decimals and three significant digits, a true minus sign, commas at thousands.
 
-    A dash stands where there is no number.
+    A dash if there is no number.
     """
     if value is None or not math.isfinite(value):
         return NOTHING
@@ -160,7 +160,7 @@ def paragraph(*children: Any, class_: str | None = None) -> Html:
 
 
 def absent(sentence: str) -> Html:
-    """What stands where a part of the report has nothing to show."""
+    """Takes the place of a part of the report that has nothing to show."""
     return element("p", sentence, class_="absent")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jras_jax.evaluation import statistics
+from jras_jax.evaluation import statistics, triage
 from jras_jax.report import analysis, charts, responsive
 from jras_jax.report.files import ReportedRun
 from jras_jax.report.markup import (
@@ -51,7 +51,7 @@ RETRIEVED = {
     "random": ("random gallery slice", False),
     "pixel": ("nearest by pixels", False),
     "dice_1": ("this run: first guide", True),
-    "dice_k": ("this run: mix of k guides", True),
+    "dice_k": ("this run: mix of k guides (soft)", True),
     "oracle": ("best slice there is (oracle)", False),
 }
 OTHER_MEASURES = {
@@ -66,12 +66,14 @@ def training(run: ReportedRun, baseline: ReportedRun | None) -> Section:
         return section("training", "Training", absent("metrics.csv is missing: no training curves."))
     drawn, used = [], set()
     for title, columns in CURVES.items():
-        if title == "Validation Dice":
-            columns = columns | {f"val/dice_{name}": name for name in run.description.structures}
         lines = [charts.Line(name, run.metrics[c]) for c, name in columns.items() if c in run.metrics]
         used |= set(columns)
-        if title == "Validation Dice" and baseline and "val/dice" in baseline.metrics:
-            lines.append(charts.Line("mean, baseline", baseline.metrics["val/dice"]))
+        if title == "Validation Dice":
+            if baseline and "val/dice" in baseline.metrics:
+                lines.append(charts.Line("mean, baseline", baseline.metrics["val/dice"]))
+            own = {f"val/dice_{name}": (name, label) for name, label in run.description.structures.items()}
+            lines += [charts.Line(n, run.metrics[c], label) for c, (n, label) in own.items() if c in run.metrics]
+            used |= set(own)
         if lines:
             drawn.append(charts.curves(lines, title=title))
     others = sorted(set(run.metrics) - used)
@@ -138,59 +140,53 @@ def reading(measures: Mapping[str, float]) -> str:
 
 
 def uncertainty(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping[str, str]) -> Section:
-    """How well entropy and guide agreement tell which cases to check."""
+    """How well expected Dice and entropy tell which cases to check."""
     title = "Which cases to check"
-    signs = {
-        "Predictive entropy, nats": [c.entropy for c in found],
-        "Disagreement of guides (1 − Dice among masks)": [1 - c.agreement for c in found],
-    }
-    signs = {name: values for name, values in signs.items() if not all(math.isnan(v) for v in values)}
-    if not signs:
-        return section("uncertainty", title, absent("cases.csv has no entropy or guide agreement."))
-    plots, rows = [], []
+    fields = {"expected_dice": [c.expected for c in found], "entropy": [c.entropy for c in found]}
+    fields = {column: values for column, values in fields.items() if not all(math.isnan(v) for v in values)}
+    if not fields:
+        return section("uncertainty", title, absent("cases.csv has no expected Dice and no entropy."))
+    plots, rows, ranked = [], [], {}
     dice = [c.dice for c in found]
-    for name, values in signs.items():
+    for column, values in fields.items():
+        name, sign = SIGN_TITLES[column], triage.SIGNS[column]
         points = [charts.Point(v, y=c.dice, name=c.name, kind=c.phase) for v, c in zip(values, found, strict=True)]
         plots.append(charts.scatter(points, x_title=name, y_title="Dice", y_include=[1.0]))
-        rho, caught = statistics.spearman(values, dice), analysis.catch(found, values)
+        rho = statistics.spearman(values, dice)
+        caught = analysis.catch(found, [-v if sign.rises else v for v in values])
         chance = caught.failures * caught.checked / rho.n if rho.n else math.nan
-        rows.append(
-            (
-                name,
-                rho.n,
-                number(rho.rho, 2, signed=True),
-                p_value(rho.p),
-                f"{caught.caught} of {caught.failures}",
-                number(chance, 1),
-            )
-        )
+        ranked[f"{column}_vs_dice"] = {"helps": triage.helps(column, rho)}
+        figures = (number(rho.rho, 2, signed=True), p_value(rho.p), f"{caught.caught} of {caught.failures}")
+        rows.append((name, rho.n, *figures, number(chance, 1)))
     header = ["Sign", "Cases", "Spearman ρ with Dice", "p", "Worst quarter caught", "By chance"]
     note = (
-        "ρ near −1: the sign ranks the failures first. Worst quarter caught: checking the quarter of cases with the "
-        "highest sign finds so many of the quarter with the lowest Dice. p treats cases as independent, although two "
-        "phases of one patient are not."
+        "ρ near 1 for expected Dice, near −1 for entropy: the sign ranks the failures first. Worst quarter caught: "
+        "checking the quarter of cases that a sign calls worst finds so many of the quarter with the lowest Dice. p "
+        "treats cases as independent, although two phases of one patient are not."
     )
-    values = next(iter(signs.values()))
-    order = sorted((i for i in range(len(found)) if not math.isnan(values[i])), key=lambda i: -values[i])[:8]
-    listed = []
-    for i in order:
-        c = found[i]
-        name = element("a", c.name, href=f"#{shown[c.name]}") if c.name in shown else c.name
-        listed.append((name, number(c.entropy), number(c.agreement), number(c.dice)))
-    first = next(iter(signs)).split(",")[0].lower()
     return section(
         "uncertainty",
         title,
-        paragraph(
-            "Both signs are known without a reference mask, ",
-            "so they can point a reader to the cases worth a second look.",
-        ),
+        paragraph(element("strong", triage.reading(ranked)), " Both signs are known without a reference mask."),
         charts.figures(*plots),
         table(header, rows, caption="How well the signs rank failures", note=note),
-        table(
-            ["Case", "Entropy, nats", "Guide agreement, Dice", "Dice"], listed, caption=f"Check first: highest {first}"
-        ),
+        _check_first(found, next(iter(fields)), shown),
     )
+
+
+SIGN_TITLES = {"expected_dice": "Expected Dice", "entropy": "Predictive entropy, nats"}
+
+
+def _check_first(found: Sequence[analysis.Case], column: str, shown: Mapping[str, str]) -> Html:
+    """The cases that a sign calls worst."""
+    value = {"expected_dice": lambda c: c.expected, "entropy": lambda c: -c.entropy}[column]
+    order = sorted((c for c in found if not math.isnan(value(c))), key=value)[:8]
+    listed = []
+    for c in order:
+        name = element("a", c.name, href=f"#{shown[c.name]}") if c.name in shown else c.name
+        listed.append((name, number(c.expected), number(c.entropy), number(c.dice)))
+    first = "lowest expected Dice" if column == "expected_dice" else "highest predictive entropy"
+    return table(["Case", "Expected Dice", "Entropy, nats", "Dice"], listed, caption=f"Check first: {first}")
 
 
 OPTION_NAMES = {

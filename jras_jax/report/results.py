@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jras_jax.evaluation import clinical, statistics
+from jras_jax.evaluation import certificate, clinical, statistics
 from jras_jax.evaluation.compare import FAMILY, LEAST_PATIENTS_FOR_TEST, Comparison
 from jras_jax.report import analysis, charts, responsive
 from jras_jax.report.files import ReportedRun
@@ -62,9 +62,9 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
         )
     own = {m: analysis.summarise(run.cases, m) for m in analysis.MEASURES}
     tiles = [_tile(m, own[m], run.unit) for m in TILES]
-    parts: list[Any] = [element("div", *tiles, class_="tiles"), _seeds(run), _counted(run)]
+    parts: list[Any] = [element("div", *tiles, class_="tiles"), _seeds(run), _certificate(run), _counted(run)]
     if baseline is None:
-        parts.append(absent("No evaluated baseline was given: whether retrieval helps cannot be read from this page."))
+        parts.append(absent("No evaluated baseline was given: the run is compared with none."))
     elif not baseline.cases:
         parts.append(absent(f"The baseline {baseline.path.name} has no cases.csv: it cannot be compared."))
     elif baseline.unit != run.unit:
@@ -74,6 +74,17 @@ def headline(run: ReportedRun, baseline: ReportedRun | None) -> Section:
     else:
         parts += _against(run, baseline, own)
     return section("headline", "Headline", *parts, _paper(run, baseline))
+
+
+def _certificate(run: ReportedRun) -> Html | None:
+    """The verdict on retrieval with its numbers; None for a run without retrieval."""
+    found = run.summary.get("retrieval_certificate")
+    if not found:
+        retrieves = (run.config.get("retrieval") or {}).get("enabled")
+        return (
+            absent("This evaluation has no certificate of retrieval: jras evaluate makes one.") if retrieves else None
+        )
+    return paragraph(element("strong", certificate.sentence(found)), f" Test: {found.get('test', 'not named')}.")
 
 
 def _from_summary(run: ReportedRun) -> Html:
@@ -182,7 +193,14 @@ def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
     both = {"This run": run.summary.get("paper_2d")}
     both |= {"Baseline": baseline.summary.get("paper_2d")} if baseline else {}
     rows = [
-        (name, p.get("n_slices"), _mean_sd(p, "dice_2d", 3), _mean_sd(p, "hd_2d_px", 2), p.get("n_no_distance"))
+        (
+            name,
+            p.get("n_slices"),
+            _mean_sd(p, "dice_2d", 3),
+            number(p.get("dice_2d_background"), 3),
+            _mean_sd(p, "hd_2d_px", 2),
+            p.get("n_no_distance"),
+        )
         for name, p in both.items()
         if p
     ]
@@ -192,7 +210,7 @@ def _paper(run: ReportedRun, baseline: ReportedRun | None) -> Html | None:
         "Slice by slice at 256 × 256, mean ± SD over slices, as the J-RAS paper reports; not comparable with the "
         "scores per volume above: a slice weighs the same whatever it holds, and a pixel is no millimetre."
     )
-    header = ["2-D", "Slices", "Dice", "HD, pixels", "Structures without distance"]
+    header = ["2-D", "Slices", "Dice", "Dice with background", "HD, pixels", "Structures without distance"]
     return table(header, rows, caption="The paper's own kind of figure", note=note)
 
 

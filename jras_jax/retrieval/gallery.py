@@ -54,7 +54,8 @@ class Gallery:
 
     Attributes:
       embeddings: (N, D) float32 of norm 1, constants between two refreshes.
-      images, masks: (N, S, S) uint8, masks in the project's labels; on the devices, or `HostRows`.
+      images, masks: (N, S, S) uint8, masks in the project's labels; on the devices, or `HostRows`. Images of several
+        channels are (N, S, S, C).
       patient: (N,) int32, number of the patient.
       valid: (N,) bool, False for the padding at the end.
     """
@@ -86,7 +87,8 @@ class Guides:
     """What was retrieved for B queries.
 
     Attributes:
-      images: (B, K, S, S) float32 in [0, 1]. masks: (B, K, S, S, C) float32, one-hot (or a mix of one-hot masks).
+      images: (B, K, S, S) float32 in [0, 1]; of several channels (B, K, S, S, C).
+      masks: (B, K, S, S, C) float32, one-hot (or a mix of one-hot masks).
       weights: (B, K) float32 of sum 1, differentiable in the query's embedding.
       indices: (B, K) int32 gallery rows. similarity: (B, K) float32 cosine similarity.
     """

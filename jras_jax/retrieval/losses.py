@@ -55,7 +55,7 @@ def candidate_loss(similarity: jax.Array, judged: jax.Array, *, temperature: flo
     # The smallest number rather than -inf: a query without positives would have a NaN gradient.
     positive = jnp.where(helps, logits, jnp.finfo(jnp.float32).min)
     mass = jax.nn.logsumexp(positive, -1) - jax.nn.logsumexp(logits, -1)
-    # Never can all lie below their mean: of equal losses it can come out one rounding above them.
+    # Not all candidates can be below their mean, but rounding can make it look so if the losses are equal.
     told_apart = helps.any(-1) & ~helps.all(-1)
     return -jnp.where(told_apart, mass, 0.0).mean()
 

@@ -50,22 +50,39 @@ def summary(truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: 
       masks: (N, S, S) labels of the gallery.
 
     Returns:
-      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': of the weighted mix of
-      the K masks (the class with the most weight, pixel by pixel); 'weight_entropy' in nats; 'gallery_used': share of
-      the rows that were a guide of any query. NaN where there are no queries.
+      'retrieval_dice_1': Dice of the heaviest guide's mask with the truth; 'retrieval_dice_k': soft Dice of the mean of
+      the K one-hot masks by weight (see `mix_overlap`); 'weight_entropy' in nats; 'gallery_used': share of the rows
+      that were a guide of any query. NaN where there are no queries.
     """
-    return averages(*guide_dice(truth, indices, weights, masks), indices, weights, len(masks))
+    return averages(*guide_dice(truth, indices, weights=weights, masks=masks), indices, weights, len(masks))
 
 
 def guide_dice(
     truth: np.ndarray, indices: np.ndarray, weights: np.ndarray, masks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dice of each query's heaviest guide and of the weighted mix of its guides, (Q,) float64 each; see `summary`."""
+    """Dice of each query's heaviest guide and soft Dice of the mix of its guides, (Q,) float64 each; see `summary`."""
     if not len(truth):
         return np.zeros(0), np.zeros(0)
     first = masks[indices[np.arange(len(indices)), weights.argmax(1)]]
-    mixed = np.concatenate([_mix(masks[i], w) for i, w in zip(indices, weights, strict=True)])
-    return pairwise_dice(truth, first), pairwise_dice(truth, mixed)
+    mixed = [mix_overlap(t, masks[i], w) for t, i, w in zip(truth, indices, weights, strict=True)]
+    return pairwise_dice(truth, first), np.array(mixed)
+
+
+def mix_overlap(truth: np.ndarray, masks: np.ndarray, weights: np.ndarray) -> float:
+    """Soft Dice of the weighted mean of a query's guide masks with its true mask.
+
+    2 sum(m t) / (sum m + sum t) a structure, m being the share of the guides' weight that has the structure at a pixel;
+    the mean over the structures that the truth or a guide of weight above 0 has. 1 if there are none.
+
+    Args:
+      truth: (S, S) labels. masks: (K, S, S) labels of the guides. weights: (K,) of sum 1.
+    """
+    scores = []
+    for label in _labels(truth, masks):
+        true, share = truth == label, np.tensordot(weights.astype(np.float64), masks == label, 1)
+        total = share.sum() + true.sum()
+        scores += [float(dice(share[true].sum(), total))] if total else []
+    return float(np.mean(scores)) if scores else 1.0
 
 
 def averages(
@@ -113,14 +130,14 @@ class Controls:
     NAMES = ("retrieval_random", "retrieval_pixel", "retrieval_oracle")
 
     def __init__(self, masks: np.ndarray, images: np.ndarray, num_classes: int = NUM_CLASSES):
-        self._masks, self._rows = _thinned(masks), _normalised(images)
+        self._masks, self._rows = thinned(masks), _normalised(images)
         self._compare = jax.jit(functools.partial(overlap, num_classes=num_classes))
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._values: dict[str, list[np.ndarray]] = {name: [] for name in self.NAMES}
 
     def add(self, truth: np.ndarray, images: np.ndarray, allowed: np.ndarray) -> None:
         """Takes queries: see `controls`."""
-        self._waiting += zip(_thinned(truth), _thinned(images), allowed, strict=True)
+        self._waiting += zip(thinned(truth), thinned(images), allowed, strict=True)
         # Always the same number of queries at once: one program, and sums that do not depend on how they came.
         while len(self._waiting) >= CHUNK:
             self._score(CHUNK)
@@ -156,15 +173,10 @@ def _neighbours(embeddings: jax.Array, patient: jax.Array, k: int) -> jax.Array:
 
 def neighbour_drift(before: np.ndarray, after: np.ndarray, patient: np.ndarray, k: int = 5) -> float:
     """Share of the k nearest rows of other patients that changed between two sets of embeddings (N, D), in [0, 1]."""
+    k = max(1, min(k, len(before) - 1))
     a, b = (np.asarray(_neighbours(e, patient, k)) for e in (before, after))
     kept = (a[:, :, None] == b[:, None, :]).any(-1).mean()
     return float(1.0 - kept)
-
-
-def _mix(masks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(K, S, S) labels and (K,) weights -> (1, S, S): the class with the most weight at each pixel."""
-    votes = np.stack([(weights[:, None, None] * (masks == label)).sum(0) for label in (0, *_labels(masks))])
-    return votes.argmax(0)[None].astype(masks.dtype)
 
 
 def _labels(*masks: np.ndarray) -> range:
@@ -172,14 +184,14 @@ def _labels(*masks: np.ndarray) -> range:
     return range(1, max(int(mask.max(initial=0)) for mask in masks) + 1)
 
 
-def _thinned(x: np.ndarray) -> np.ndarray:
-    """(n, S, S) -> (n, T, T), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
-    step = max(1, x.shape[-1] // GRID)
+def thinned(x: np.ndarray) -> np.ndarray:
+    """(n, S, S[, C]) -> (n, T, T[, C]), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
+    step = max(1, x.shape[1] // GRID)
     return x[:, ::step, ::step].copy()
 
 
 def _normalised(images: np.ndarray) -> np.ndarray:
-    """(n, S, S) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
-    x = _thinned(images).reshape(len(images), -1).astype(np.float32)
+    """(n, S, S[, C]) -> (n, P) float32 of mean 0 and norm 1, thinned to at most GRID pixels a side."""
+    x = thinned(images).reshape(len(images), -1).astype(np.float32)
     x -= x.mean(1, keepdims=True)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

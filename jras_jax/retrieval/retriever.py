@@ -30,10 +30,10 @@ class Retriever(nn.Module):
       variant: of `models.vit.VARIANTS`.
       image_size: side of the ViT's input in pixels; slices are resized to it.
       trained_blocks: -1 all trains; n: the last n blocks and the final norm train (0: the projection alone), what
-        stands before is frozen, and `states` is constant.
+        comes before is frozen, and `states` is constant.
       lora_rank: 0, or: of the blocks that train only LoRA matrices of this rank do (arXiv 2106.09685).
       pool: what the head sees: 'cls', the CLS token (the paper); 'grid', beside it the patch tokens, brought to 16
-        channels on a grid of at most 8 x 8: where the structures lie, which a small ViT trained from scratch does not
+        channels on a grid of at most 8 x 8: the structures' positions, which a small ViT trained from scratch does not
         learn to bring into its CLS token.
       hidden, dim, dropout: of the projection head.
       dtype: of the computation.

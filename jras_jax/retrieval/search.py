@@ -128,14 +128,14 @@ def _merged_top_k(
     """On each device of the data axis: the global best (B, k), from its own rows and the others' candidates."""
     best, indices = find(embeddings, rows, allowed, noise, scores)
     indices += jax.lax.axis_index("data") * rows.shape[0]
-    # Candidates stand in the order of the devices, so that ties go to the lowest row, as in the dense search.
+    # Candidates are in the order of the devices, so that ties go to the lowest row, as in the dense search.
     best = jax.lax.all_gather(best, "data", axis=1, tiled=True)
     indices = jax.lax.all_gather(indices, "data", axis=1, tiled=True)
     return jnp.take_along_axis(indices, jax.lax.top_k(best, k)[1], 1)
 
 
 def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
-    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B where it divides; constants."""
+    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B if it divides; constants."""
     devices = data_devices(mesh)
     split = devices > 1 and indices.shape[0] % devices == 0
     if isinstance(rows, HostRows):
@@ -188,7 +188,7 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
     """
     if isinstance(gallery.images, HostRows) or isinstance(gallery.masks, HostRows):
         raise UserError("config.retrieval.strategy='softmax' reads the whole gallery: it needs gallery_memory='device'")
-    n, size = len(gallery), gallery.images.shape[-1]
+    n, size = len(gallery), gallery.masks.shape[-1]
     pad = -n % chunk
     rows = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])  # noqa: E731
     shares = jnp.pad(weights, ((0, 0), (0, pad))).reshape(len(weights), -1, chunk).swapaxes(0, 1)
@@ -196,12 +196,12 @@ def mix(gallery: Gallery, weights: jax.Array, similarity: jax.Array, num_classes
     @jax.checkpoint
     def add(total: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> tuple[Any, None]:
         images, masks, share = part
-        image = jnp.einsum("bn,nhw->bhw", share, images.astype(jnp.float32) / 255.0)
+        image = jnp.einsum("bn,n...->b...", share, images.astype(jnp.float32) / 255.0)
         mask = jnp.einsum("bn,nhwc->bhwc", share, jax.nn.one_hot(masks, num_classes))
         return (total[0] + image, total[1] + mask), None
 
     b = len(weights)
-    start = (jnp.zeros((b, size, size)), jnp.zeros((b, size, size, num_classes)))
+    start = (jnp.zeros((b, *gallery.images.shape[1:])), jnp.zeros((b, size, size, num_classes)))
     (image, mask), _ = jax.lax.scan(add, start, (rows(gallery.images), rows(gallery.masks), shares))
     heaviest = jnp.argmax(weights, -1, keepdims=True).astype(jnp.int32)
     return Guides(

@@ -62,7 +62,7 @@ def select(
 
     Args:
       similarity: (B, N) float; for 'oracle' the true overlap.
-      allowed: (B, N) bool; at least one row of each query (where there are fewer than k, the rest weighs 0).
+      allowed: (B, N) bool; at least one row of each query (if there are fewer than k, the rest weighs 0).
       strategy: one of `STRATEGIES`; 'softmax' takes all N rows (k is not used).
       k: guides a query.
       temperature: of the softmax (of sparsemax, of the Gumbel noise).
@@ -82,13 +82,13 @@ def select(
         return Selected(rows, jax.nn.softmax(masked(similarity / temperature, allowed)))
     queries, rows_ = similarity.shape
     noise = ranking_noise(strategy, queries=queries, rows=rows_, temperature=temperature, key=key)
-    indices, present = settle(pick(similarity, allowed, noise, strategy, k), allowed)
+    indices, present = settle(pick(similarity, allowed, noise=noise, strategy=strategy, k=k), allowed)
     near, drawn = (jnp.take_along_axis(x, indices, 1) for x in (similarity, noise))
     return Selected(indices, weigh(near, drawn, present, strategy=strategy, temperature=temperature))
 
 
 def check(strategy: str, k: int, rows: int) -> None:
-    """Raises UserError for an unknown strategy, or where there are fewer rows than guides."""
+    """Raises UserError for an unknown strategy, or if there are fewer rows than guides."""
     if strategy not in STRATEGIES:
         raise UserError(f"config.retrieval.strategy={strategy!r}: choose one of {', '.join(STRATEGIES)}")
     if k > rows and strategy != "softmax":
@@ -124,14 +124,14 @@ def ranks(similarity: jax.Array, allowed: jax.Array, noise: jax.Array, strategy:
 
 
 def settle(indices: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keeps a leak rule where it leaves a query fewer rows than guides: the best row stands in for a forbidden one.
+    """Keeps a leak rule that leaves a query fewer rows than guides: the best row replaces a forbidden one.
 
     Args:
       indices: (B, K), of `pick`, which runs out of allowed rows there.
       allowed: (B, N) bool.
 
     Returns:
-      indices (B, K) of allowed rows, and (B, K) bool: False for a stand-in, which must weigh nothing.
+      indices (B, K) of allowed rows, and (B, K) bool: False for a replacement, which must weigh nothing.
     """
     # Without the barrier XLA on CPU sees a slice of a top-k and sorts all N rows instead, 40 times slower at N = 1e4.
     indices = jax.lax.optimization_barrier(indices)

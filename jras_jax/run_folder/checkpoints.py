@@ -6,7 +6,7 @@ One checkpoint holds the train state, the gallery's embeddings (they are older t
 the data iterator's position, the configuration and the validation score. The best by validation Dice and the latest
 are kept; if these are one, so is the one before, so that damage to a single checkpoint never loses the run.
 
-A save is written to `STEP.saving`, signed, and renamed to `STEP`: what bears the name of a step is complete and has
+A save is written to `STEP.saving`, signed, and renamed to `STEP`: a folder named after a step is complete and has
 checksums. A step without them comes from an interrupted earlier version or an incomplete copy, and is passed over.
 """
 
@@ -231,7 +231,7 @@ class Checkpoints:
             self._writer = None
 
     def _finish(self, step: int, meta: dict[str, Any], dice: float | None) -> None:
-        """In a thread of its own: waits for the arrays, signs and commits the step, removes older ones."""
+        """In a separate thread: waits for the arrays, signs and commits the step, removes older ones."""
         assert self._writer is not None
         try:
             self._writer.wait_until_finished()
@@ -270,7 +270,7 @@ class Checkpoints:
             "mend what is wrong there, and give the same command again"
         )
         logging.warning(
-            "the checkpoint of step %d could not be saved (%s); %s. Training goes on and saves again at the next "
+            "the checkpoint of step %d could not be saved (%s); %s. Training continues and saves again at the next "
             "checkpoint", step, why, intact,
         )  # fmt: skip
 

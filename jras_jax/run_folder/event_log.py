@@ -20,7 +20,7 @@ from jras_jax.run_folder.layout import RunFolder
 
 
 class EventLog:
-    """An events file in a run's folder. If it cannot be written, that is said once and the run goes on without.
+    """An events file in a run's folder. If it cannot be written, that is said once and the run continues without.
 
     Args:
       folder: the run's.
@@ -75,7 +75,7 @@ class EventLog:
         except OSError as e:
             self._writer = None
             logging.getLogger("absl").warning(
-                "TensorBoard events in %s cannot be written (%s); the run goes on without",
+                "TensorBoard events in %s cannot be written (%s); the run continues without",
                 self._folder,
                 e.strerror or e,
             )

@@ -11,6 +11,7 @@ gallery/               the gallery of the training patients     baseline/       
 evaluation/NAME/        summary.json, cases.csv, positions.csv, evidence/CASE.npz, report.html; NAME is the split, with
                        the options of the evaluation if they are not the run's own, such as test+tta=True
 evaluation/            choices.json, last.json (the newest NAME)
+fold_0/, fold_1/, ...  the runs of a cross-validation (jras train --folds), with folds.json and folds.csv beside them
 report.html            of the newest evaluation           run.log           what was said, with time stamps
 """
 
@@ -26,7 +27,8 @@ from jras_jax import files
 from jras_jax.data.description import DatasetDescription, named, read_description
 from jras_jax.errors import UserError
 
-RETRIEVAL_OPTIONS = ("strategy", "exclude", "recall_target")  # those of config.retrieval that name an evaluation
+SELECTION_OPTIONS = ("strategy", "exclude", "recall_target")  # those of config.retrieval that name an evaluation
+RETRIEVAL_OPTIONS = (*SELECTION_OPTIONS, "gallery")  # and all others that a run without retrieval does not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,31 @@ class RunFolder:
     @property
     def last(self) -> pathlib.Path:
         return self.path / "evaluation" / "last.json"
+
+    @property
+    def folds_summary(self) -> pathlib.Path:
+        return self.path / "folds.json"
+
+    @property
+    def folds_cases(self) -> pathlib.Path:
+        return self.path / "folds.csv"
+
+    def fold(self, number: int) -> RunFolder:
+        """The run of one fold of a cross-validation."""
+        return RunFolder(self.path / f"fold_{number}")
+
+    def folds(self) -> dict[int, RunFolder]:
+        """The folds that there are, by number; none if this is the folder of a single run."""
+        if self.config.is_file() or not self.path.is_dir():
+            return {}
+        names = [p.name.removeprefix("fold_") for p in self.path.glob("fold_*") if (p / "config.json").is_file()]
+        return {number: self.fold(number) for number in sorted(int(name) for name in names if name.isdecimal())}
+
+    def check_single(self) -> None:
+        """Raises UserError if the folder holds the folds of a cross-validation."""
+        if there := self.folds():
+            one = next(iter(there.values()))
+            raise UserError(f"--workdir={self}: holds {len(there)} folds; name one of them, such as --workdir={one}")
 
     def evaluation(self, name: str) -> EvaluationFolder:
         """The folder of one evaluation, named by `evaluation_name`."""

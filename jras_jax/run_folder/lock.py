@@ -95,7 +95,7 @@ class Lock:
             self._ended.set()
             raise LockError(
                 f"{self.path} was taken over by another process while this one was suspended: this one ends; the other "
-                "goes on from the last checkpoint"
+                "resumes from the last checkpoint"
             )
 
     def release(self) -> None:

@@ -88,7 +88,7 @@ class MetricLog:
         except (OSError, files.FileError) as e:
             if not self._behind:
                 why = e.strerror if isinstance(e, OSError) else e
-                text = "%s cannot be written (%s); the run goes on, keeps its rows and tries again"
+                text = "%s cannot be written (%s); the run continues, keeps its rows and tries again"
                 logging.getLogger("absl").warning(text, self._path, why)
             self._behind = True
         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jras_jax import files, models
+from jras_jax import files
 from jras_jax.config import Config
 from jras_jax.data import fingerprint
 from jras_jax.data.load import RunData
@@ -24,15 +24,17 @@ LEAK_WARNING = (
     "config.retrieval.exclude=%r lets slices of the query's own patient guide it, as the paper's scripts do: the "
     "training loss then measures copying, and scores obtained this way are not comparable with honest ones"
 )
+PAPER_WARNING = (
+    "config.protocol='paper' follows the paper's scripts, for study only: slices of one patient both train and are "
+    "scored, and every slice is in the gallery that guides it; scores obtained this way measure the leak and say "
+    "nothing about new patients"
+)
 _REMEDY = "delete it; it only records where the run's numbers come from"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
 
 def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Everything that another person needs to tell this run from a similar one."""
-    warnings = []
-    if config.retrieval.enabled and config.retrieval.exclude != "patient":
-        warnings.append(LEAK_WARNING % config.retrieval.exclude)
     return {
         "command": " ".join(sys.argv),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -45,12 +47,22 @@ def collect(config: Config, params: Any, mesh: jax.sharding.Mesh) -> dict[str, A
         "mesh": dict(mesh.shape),
         "seed": config.seed,
         "parameters": parameter_counts(params),
-        "warnings": warnings,
+        "warnings": leaks(config),
     }
+
+
+def leaks(config: Config) -> list[str]:
+    """What of a run's settings makes its scores incomparable with honest ones, a line each."""
+    lines = [PAPER_WARNING] if config.protocol == "paper" else []
+    if config.retrieval.enabled and config.retrieval.exclude != "patient":
+        lines.append(LEAK_WARNING % config.retrieval.exclude)
+    return lines
 
 
 def parameter_counts(params: Any) -> dict[str, int]:
     """Number of parameters of 'backbone', 'retriever' and 'fusion'."""
+    from jras_jax import models  # and with it Flax, which opening a run does without
+
     return {part: models.parameter_count(tree) for part, tree in params.items()}
 
 

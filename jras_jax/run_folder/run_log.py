@@ -25,7 +25,7 @@ _journal.setLevel(logging.INFO)
 def kept(folder: RunFolder) -> Iterator[None]:
     """Within the block warnings and the run's own lines go to the folder's run.log, on the first host.
 
-    The file is opened when the run speaks for the first time, so that a start that fails leaves nothing in a folder;
+    The file is opened at the run's own first line, so that a start that fails leaves nothing in a folder;
     warnings from before are then written first.
     """
     if jax.process_index() != 0:
@@ -51,7 +51,7 @@ def kept(folder: RunFolder) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Appends lines to the file; keeps them until the run itself has spoken. Never stops the run."""
+    """Appends lines to the file; keeps them until the run's own first line. Never stops the run."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__(logging.INFO)
@@ -94,4 +94,4 @@ class _Handler(logging.Handler):
                 file.writelines(lines)
         except OSError as e:
             self._failed = True
-            print(f"warning: {self._path} cannot be written ({e.strerror}); the run goes on without", file=sys.stderr)
+            print(f"warning: {self._path} cannot be written ({e.strerror}); the run continues without", file=sys.stderr)

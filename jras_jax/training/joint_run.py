@@ -37,6 +37,7 @@ class TrainingRun(Task):
 
     Attributes:
       step: of `compile_step`.
+      validation_gallery: what guides validations: `gallery`; with config.protocol='paper' the validation slices.
       changes: settings that differ from those of the resumed run, {key: (before, now)}.
       wholes: every training slice on the locator's grid; None if there is no locator.
     """
@@ -46,6 +47,7 @@ class TrainingRun(Task):
     step: Any
     segmenter: Segmenter
     gallery: LiveGallery | None
+    validation_gallery: LiveGallery | None
     changes: dict[str, tuple[str, str]]
     wholes: SliceTable | None
 
@@ -70,7 +72,7 @@ class TrainingRun(Task):
             files.write_json(self.folder.splits, self.data.splits)
         changes = {"changes": self.changes, "changed_at_step": self.started_at} if self.changes else {}
         more = {"made_by": "train", "data_fingerprint": self.data.fingerprint} | changes
-        provenance.write(self.folder.facts, self.config, self.state.params, self.mesh, more)
+        provenance.write(self.folder.facts, self.config, params=self.state.params, mesh=self.mesh, more=more)
         counts = provenance.parameter_counts(self.state.params)
         print(f"{self.title}: parameters " + ", ".join(f"{part} {n:,}" for part, n in counts.items()), flush=True)
 
@@ -106,13 +108,13 @@ class TrainingRun(Task):
     def validate(self, watched: Watched) -> dict[str, float]:
         """Mean Dice over the validation fold in native geometry, with a gallery embedded by the evaluated variables."""
         variables = self.state.eval_variables
-        gallery = self.gallery.embedded_by(variables) if self.gallery else None
+        live = self.validation_gallery
         volumes = self.data.part("validation")
         if self.config.train.validate_patients:
             kept = list(dict.fromkeys(v.patient for v in volumes))[: self.config.train.validate_patients]
             volumes = [v for v in volumes if v.patient in kept]
-        segmenter = self.segmenter.using(variables, gallery)
-        table = self.gallery.table if self.gallery else None
+        segmenter = self.segmenter.using(variables, live.embedded_by(variables) if live else None)
+        table = live.table if live else None
         samples = Samples(table)
         values = evaluator.validate(segmenter, watched(volumes), table, seen=samples.add)
         self.images = samples.images
@@ -168,6 +170,8 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     Nothing is written to the folder: the loop claims it after the first step.
     """
     changes = check_folder(config, folder, with_changes=with_changes)
+    for line in provenance.leaks(config):
+        logging.warning("%s", line)
     provenance.require_same_data(folder.facts, data)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     mesh.check_batch(device_mesh, config.train.batch_size, "train.batch_size")
@@ -177,8 +181,11 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         wholes = slice_table(data.part("train"), data.grid.whole, drop_empty=False)
     batches = Batches(table, config.train.batch_size, config.seed, host=jax.process_index(), hosts=jax.process_count())
     model = joint.build_model(config, data.description)
-    fresh, tx, shardings = create_state(model, config, device_mesh, initial.variables(model, config))
-    gallery = _gallery(config, model, table, device_mesh) if config.retrieval.enabled else None
+    fresh, tx, shardings = create_state(
+        model, config, device_mesh=device_mesh, initial=initial.variables(model, config)
+    )
+    gallery = _gallery(config, model, table=table, device_mesh=device_mesh) if config.retrieval.enabled else None
+    own = _validation_gallery(config, data, gallery=gallery, model=model, device_mesh=device_mesh)
     segmenter = Segmenter(
         lambda: model,
         joint.Selection.of(config.retrieval) if gallery else None,
@@ -196,15 +203,16 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         mesh=device_mesh,
         batches=batches,
         checkpoints=Checkpoints(folder),
-        skips=Skips(config.train.max_skipped, folder, table, _advice(config)),
+        skips=Skips(config.train.max_skipped, folder, table=table, advice=_advice(config)),
         title=name if config.retrieval.enabled else f"{name} (no retrieval)",
         length=config.train.num_steps,
         batch_size=config.train.batch_size,
         data=data,
         state=fresh,
-        step=compile_step(make_step(model, tx, config, device_mesh), shardings, device_mesh),
+        step=compile_step(make_step(model, tx, config=config, device_mesh=device_mesh), shardings, device_mesh),
         segmenter=segmenter,
         gallery=gallery,
+        validation_gallery=own,
         changes=changes,
         wholes=wholes,
     )
@@ -215,8 +223,6 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
 
 
 def _gallery(config: Config, model: joint.JointModel, table: SliceTable, device_mesh: Any) -> LiveGallery:
-    if config.retrieval.exclude != "patient":
-        logging.warning(provenance.LEAK_WARNING, config.retrieval.exclude)
     return LiveGallery(
         model,
         table,
@@ -226,6 +232,16 @@ def _gallery(config: Config, model: joint.JointModel, table: SliceTable, device_
         batch_size=max(32, config.eval.batch_size),
         steps_per_epoch=max(1, len(table) // config.train.batch_size),
     )
+
+
+def _validation_gallery(
+    config: Config, data: RunData, *, gallery: LiveGallery | None, model: joint.JointModel, device_mesh: Any
+) -> LiveGallery | None:
+    """What guides validations: `gallery`; with config.protocol='paper' the validation slices themselves."""
+    if gallery is None or config.protocol == "patient":
+        return gallery
+    table = slice_table(data.part("validation"), data.grid, drop_empty=config.dataset.drop_empty)
+    return _gallery(config, model, table=table, device_mesh=device_mesh)
 
 
 def _advice(config: Config) -> str:

@@ -48,7 +48,7 @@ class LiveGallery:
     ):
         check_candidates(table, retrieval.exclude, retrieval.top_k)
         self.table = table
-        self.embedder = Embedder(model, device_mesh, batch_size, table.images)
+        self.embedder = Embedder(model, device_mesh, batch_size=batch_size, images=table.images)
         self.arrays = gallery_from_table(table, dim, device_mesh, memory=retrieval.gallery_memory)
         self.cache: jax.Array | None = None
         self._mesh, self._rolling = device_mesh, retrieval.refresh == "rolling"

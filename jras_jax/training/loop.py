@@ -1,7 +1,7 @@
 """The loop of training and pre-training: steps, validations, checkpoints, and a clean end whatever happens.
 
 A `Task` says what a step is. The loop does the rest for both kinds: it claims the folder once a first step has worked,
-saves, validates, stops on request, skips what is not finite, and goes on from the last checkpoint to the bit.
+saves, validates, stops on request, skips what is not finite, and resumes from the last checkpoint to the bit.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def run(task: Task, lock: Lock, stop: StopSignal) -> None:
         logging.info("%s has its %d steps already", task.folder, task.started_at)
         return
     bar = Progress(task.title, total=task.length, start=task.started_at, slices_per_step=task.batch_size)
-    live = _Live(task, lock, stop, bar)
+    live = _Live(task, lock, stop=stop, bar=bar)
     try:
         live.steps()
     finally:

@@ -18,7 +18,7 @@ import optax
 
 from jras_jax import config as configs
 from jras_jax import convert, joint, mesh
-from jras_jax.config import Augment, Config
+from jras_jax.config import Augment, Config, Pretrain
 from jras_jax.data.augment import augment
 from jras_jax.data.batches import Batches
 from jras_jax.data.load import RunData
@@ -72,14 +72,19 @@ class Pretraining(Task):
         configs.save(self.config, self.folder.config)
         more: dict[str, Any] = {"made_by": "pretrain"}
         more |= {"changes": self.changes, "changed_at_step": self.started_at} if self.changes else {}
-        provenance.write(self.folder.facts, self.config, {"retriever": self.params}, self.mesh, more)
+        params = {"retriever": self.params}
+        provenance.write(self.folder.facts, self.config, params=params, mesh=self.mesh, more=more)
 
     def advance(self, done: int) -> tuple[dict[str, jax.Array], np.ndarray]:
         """See `Task`."""
         drawn = next(self.batches)
-        batch = mesh.put_rows(self.mesh, pairs(drawn, self.table, self.config, done + 1))
+        batch = mesh.put_rows(self.mesh, pairs(drawn, self.table, config=self.config, step=done + 1))
         self.params, self.opt_state, metrics = self.update(self.params, self.opt_state, batch, done + 1)
         return dict(metrics), drawn["row"]
+
+    def rates(self, at: int) -> dict[str, float]:
+        """See `Task`."""
+        return {"lr_retriever": float(_rate(self.config.pretrain)(at - 1))}
 
 
 def pretrain_retriever(config: Config, folder: RunFolder, data: RunData, *, with_changes: bool = False) -> pathlib.Path:
@@ -141,8 +146,8 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
         skips=Skips(
             config.train.max_skipped,
             folder,
-            table,
-            f"lower the learning rate and go on from the last checkpoint: the same command with {lower}",
+            table=table,
+            advice=f"lower the learning rate and go on from the last checkpoint: the same command with {lower}",
         ),
         title=f"{folder.path.name} (retriever)",
         length=p.num_steps,
@@ -157,10 +162,15 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     return task
 
 
+def _rate(p: Pretrain) -> optax.Schedule:
+    """METHOD's learning rate: constant, x0.1 after 70% of the steps."""
+    return optax.piecewise_constant_schedule(p.lr, {int(0.7 * p.num_steps): 0.1})
+
+
 def _optimizer(params: Any, config: Config) -> optax.GradientTransformation:
-    """METHOD's: Adam, its rate x0.1 after 70% of the steps; frozen parameters stay."""
+    """METHOD's Adam; frozen parameters stay."""
     p = config.pretrain
-    rate = optax.piecewise_constant_schedule(p.lr, {int(0.7 * p.num_steps): 0.1})
+    rate = _rate(p)
     groups = parameter_groups({"retriever": params}, (), config.retriever)["retriever"]
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(p.weight_decay), optax.adam(rate))
     return optax.multi_transform({"retriever": adam, "frozen": optax.set_to_zero()}, groups)
@@ -195,11 +205,11 @@ def _update(
 
     def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         first, second = (batch[n].astype(jnp.float32) / 255.0 for n in ("image", "partner"))
-        nothing = jnp.zeros(first.shape, jnp.int32)
-        seen, _ = augment(k1, first, nothing, VIEW)
-        plain = jax.random.bernoulli(k_plain, 0.5, (len(first), 1, 1))
+        nothing = jnp.zeros(first.shape[:3], jnp.int32)
+        seen, _ = augment(k1, first, masks=nothing, ranges=VIEW)
+        plain = jax.random.bernoulli(k_plain, 0.5, (len(first),) + (1,) * (first.ndim - 1))
         seen = jnp.where(plain, first, seen)
-        other, _ = augment(k2, second, nothing, VIEW)
+        other, _ = augment(k2, second, masks=nothing, ranges=VIEW)
         both = jnp.concatenate([seen, other])
         embed = "embed_images" if config.pretrain.normalise else "project_images"
         apply: Any = model.apply

@@ -62,7 +62,7 @@ class Progress:
         self._live: rich.live.Live | None = None
         self._streams: list[tuple[logging.StreamHandler[Any], object]] = []
         if self._console.is_terminal:
-            # A thread of its own draws it, also while the program compiles or waits for the device.
+            # A separate thread draws it, also while the program compiles or waits for the device.
             self._live = rich.live.Live(get_renderable=self._line, console=self._console, refresh_per_second=2)
             self._live.start()
             self._redirect_logs()

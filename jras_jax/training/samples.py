@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from jras_jax.data import Volume
+from jras_jax.data.grid import grey
 from jras_jax.data.slice_table import SliceTable
-from jras_jax.inference.segmenter import VolumePrediction
+from jras_jax.inference.predictions import VolumePrediction
 
 MOST = 4  # slices of a validation
 GUIDES = 3  # beside each
 SIDE = 128  # pixels of an image at most; finer grids are thinned
-COLOURS = np.array([[0, 0, 0], [230, 80, 60], [240, 200, 60], [70, 140, 230]], np.uint8)  # of RV, myocardium and LV
 
 
 class Samples:
@@ -30,24 +32,25 @@ class Samples:
         if len(self.images) == MOST:
             return
         z = len(prediction.images) // 2
-        panels = [painted(prediction.images[z], None)]
+        shown = functools.partial(painted, colours=volume.description.palette)
+        panels = [shown(prediction.images[z], None)]
         if prediction.masks is not None:
-            panels.append(painted(prediction.images[z], prediction.masks[z]))
-        panels.append(painted(prediction.images[z], prediction.slices.probabilities[z].argmax(-1)))
+            panels.append(shown(prediction.images[z], prediction.masks[z]))
+        panels.append(shown(prediction.images[z], prediction.slices.probabilities[z].argmax(-1)))
         if self._table is not None:
             heaviest = np.argsort(-prediction.slices.weights[z], kind="stable")[:GUIDES]
             for row in prediction.slices.indices[z][heaviest]:
-                panels.append(painted(self._table.images[row], self._table.masks[row]))
+                panels.append(shown(self._table.images[row], self._table.masks[row]))
         self.images[f"validation/{len(self.images) + 1} {volume.case} (image, truth, prediction, guides)"] = (
             np.concatenate(panels, 1)
         )
 
 
-def painted(image: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """(S, S) uint8, with labels (S, S) in colours over it -> (T, T, 3) uint8, T at most `SIDE` or so."""
+def painted(image: np.ndarray, labels: np.ndarray | None, colours: np.ndarray) -> np.ndarray:
+    """(S, S[, C]) uint8, with labels (S, S) in `colours` over it -> (T, T, 3) uint8, T at most `SIDE` or so."""
     step = -(-image.shape[0] // SIDE)
-    grey = np.repeat(image[::step, ::step, None], 3, 2)
+    plain = np.repeat(grey(image, 2)[::step, ::step, None], 3, 2)
     if labels is None:
-        return grey
+        return plain
     labels = labels[::step, ::step]
-    return np.where((labels > 0)[..., None], grey // 2 + COLOURS[labels] // 2, grey).astype(np.uint8)
+    return np.where((labels > 0)[..., None], plain // 2 + colours[labels] // 2, plain).astype(np.uint8)

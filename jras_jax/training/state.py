@@ -25,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: () int32, steps done.
       params: {'backbone', 'retriever', 'fusion'} -> parameters, float32.
-      extra: other variable collections ('batch_stats'), {} where there are none.
+      extra: other variable collections ('batch_stats'), {} if there are none.
       opt_state: optax's.
       ema: running mean of params, or None.
     """
@@ -43,7 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_variables(self) -> joint.Variables:
-        """What evaluation takes: the running mean where there is one."""
+        """What evaluation takes: the running mean if there is one."""
         return {"params": self.params if self.ema is None else self.ema, **self.extra}
 
 
@@ -82,7 +82,9 @@ def parameter_groups(params: Any, frozen: Sequence[str], r: Retriever) -> Any:
     def group(path: Any, _: Any) -> str:
         name = mesh.path_name(path)
         if name.startswith("retriever/"):
-            constant = is_frozen(name.removeprefix("retriever/"), r.variant, r.trained_blocks, r.lora_rank)
+            constant = is_frozen(
+                name.removeprefix("retriever/"), r.variant, trained_blocks=r.trained_blocks, lora_rank=r.lora_rank
+            )
             return "frozen" if constant else "retriever"
         if name.startswith("locator/"):
             return "locator"
@@ -140,8 +142,8 @@ def create_state(
 
     Args:
       model: of `build_model`.
-      config: the run.
-      device_mesh: where it lives.
+      config: the run, whole: the model's shapes, what is frozen, the optimiser and the length come from six sections.
+      device_mesh: whose devices hold it.
       initial: variables to start from (host arrays), None: random by the seed.
 
     Returns:
@@ -149,7 +151,7 @@ def create_state(
     """
     shapes = jax.eval_shape(lambda: joint.init_variables(model, config))
     groups = parameter_groups(shapes["params"], config.backbone.frozen, config.retriever)
-    tx = build_optimizer(groups, config.optim, config.train.num_steps, config.locator.lr)
+    tx = build_optimizer(groups, config.optim, num_steps=config.train.num_steps, lr_locator=config.locator.lr)
 
     if initial is None:
         initial = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())
@@ -158,7 +160,7 @@ def create_state(
         params = variables["params"]
         extra = {k: v for k, v in variables.items() if k != "params"}
         ema = params if config.optim.ema_decay else None
-        return TrainState(jnp.zeros((), jnp.int32), params, extra, tx.init(params), ema)
+        return TrainState(jnp.zeros((), jnp.int32), params, extra=extra, opt_state=tx.init(params), ema=ema)
 
     shardings = mesh.parameter_shardings(jax.eval_shape(fresh, initial), device_mesh)
     state = jax.jit(fresh, out_shardings=shardings)(mesh.put_replicated(device_mesh, initial))

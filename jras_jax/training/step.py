@@ -18,7 +18,7 @@ from jras_jax import config as configs
 from jras_jax import joint, mesh
 from jras_jax.config import Config
 from jras_jax.data.augment import augment, milder
-from jras_jax.joint import losses
+from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
@@ -30,6 +30,7 @@ from jras_jax.training.state import TrainState
 # image, mask (B, S, S) uint8; patient, row (B,) int32; for a locator also whole, whole_mask (b, L, L) uint8
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+BLANK_STREAM = 100  # folded into the step's key; above 3, so that it is none of the keys that the step splits off
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
@@ -42,7 +43,7 @@ class Step(Protocol):
 
 
 class LossTerms(NamedTuple):
-    """What the joint loss is made of: the model's passes and number of classes, sections of the config, and the mesh
+    """What the joint loss is made of: the model's passes and number of classes, parts of the config, and the mesh
     of the gallery."""
 
     passes: Passes
@@ -51,6 +52,7 @@ class LossTerms(NamedTuple):
     retrieval: configs.Retrieval
     loss: configs.Loss
     mesh: Mesh | None
+    blank_share: float = 0.0
 
 
 def make_step(
@@ -75,7 +77,9 @@ def make_step(
       the state keeps all else, and the metric 'finite' is False.
     """
     passes = Passes.of(model.apply, config.train, device_mesh)
-    terms = LossTerms(passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh)
+    terms = LossTerms(
+        passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share
+    )
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
     def train_step(
@@ -121,7 +125,7 @@ def joint_loss(
     k_augment, k_dropout, k_select, k_view = jax.random.split(key, 4)
     variables = {"params": params, **extra}
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
-    images, labels = augment(k_augment, plain, masks, terms.augment)
+    images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
     guides, overlap = None, None
     embeddings: Any = None
@@ -136,11 +140,14 @@ def joint_loss(
         )
         entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
         metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
+        if terms.blank_share:
+            draw = jax.random.bernoulli(jax.random.fold_in(key, BLANK_STREAM), terms.blank_share, images.shape[:1])
+            guides = controls.blanked(guides, draw)
     logits, updated = terms.passes(variables, (images, guides), method="segment", key=k_dropout, mutable=list(extra))
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
     if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, overlap, gallery, queries, terms.retrieval)
+        term = _overlap_term(embeddings, overlap, gallery=gallery, queries=queries, r=terms.retrieval)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
@@ -148,7 +155,7 @@ def joint_loss(
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     if "whole" in batch:
-        term = _locator_term(variables, batch, jax.random.fold_in(key, 1), terms)
+        term = _locator_term(variables, batch, key=jax.random.fold_in(key, 1), terms=terms)
         metrics["locator_loss"] = term
         loss += term
     full = logits if isinstance(logits, jax.Array) else logits[0]
@@ -172,7 +179,7 @@ def _embedded(
         states = gather_rows(cache, batch["row"][:, None], mesh=terms.mesh)[:, 0]
         return terms.passes(variables, (states,), method="embed", key=key)[0], batch["mask"]
     # The retriever sees milder augmentation, closer to the unaugmented gallery slices.
-    shown, seen = augment(k_view, plain, batch["mask"].astype(jnp.int32), milder(terms.augment))
+    shown, seen = augment(k_view, plain, masks=batch["mask"].astype(jnp.int32), ranges=milder(terms.augment))
     return terms.passes(variables, (shown,), method="embed_images", key=key)[0], seen
 
 
@@ -192,7 +199,7 @@ def _overlap_term(
 def _locator_term(variables: joint.Variables, batch: Batch, key: jax.Array, terms: LossTerms) -> jax.Array:
     """The segmentation loss of whole slices, from which the locator alone learns."""
     wholes, masks = batch["whole"].astype(jnp.float32) / 255.0, batch["whole_mask"].astype(jnp.int32)
-    images, labels = augment(key, wholes, masks, terms.augment)
+    images, labels = augment(key, wholes, masks=masks, ranges=terms.augment)
     return losses.segmentation_loss(terms.passes.apply(variables, images, method="locate"), labels)[0]
 
 
@@ -211,7 +218,7 @@ def _contrastive_term(
     """
     r = terms.retrieval
     b, m = images.shape[0], r.contrast_candidates
-    nearest = joint.Selection("top_k", m, r.temperature, r.exclude)
+    nearest = joint.Selection("top_k", m, temperature=r.temperature, exclude=r.exclude)
     found = joint.retrieve(
         jax.lax.stop_gradient(embeddings), gallery, queries, nearest, terms.num_classes, mesh=terms.mesh
     )

@@ -80,6 +80,11 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
                 raise Abandoned
             yield item
 
+    def raise_if_asked(self, text: str) -> None:
+        """Raises Stopped with this text if the run is to stop."""
+        if self.agreed():
+            raise Stopped(text, self._status)
+
     def stopped(self, at: int) -> Stopped:
         """What the loop raises once step `at` is saved."""
         return Stopped(f"stopped by a signal at step {at}; the same command resumes from there", self._status)

@@ -41,7 +41,7 @@ class Builder(common.ScanBuilder):
         skipped: list[str] = []
         for split, name in _FOLDERS.items():
             folder = root / name
-            patients = common.patient_folders(folder, _is_patient, "patientNNN", skipped)
+            patients = common.patient_folders(folder, _is_patient, wanted="patientNNN", skipped=skipped)
             if not patients:
                 there = "holds no patient folders" if folder.is_dir() else "is not there"
                 notes.append(f"{folder} {there}: the data set has no split '{split}'")
@@ -50,7 +50,7 @@ class Builder(common.ScanBuilder):
             infos += [patient / "Info.cfg" for patient in patients]
             cases[split] = [case for patient in patients for case in _cases(patient)]
         common.check_patients(cases, manual_dir)
-        return common.Inventory(root, cases, infos, notes, skipped)
+        return common.Inventory(root, cases, tables=infos, notes=notes, skipped=skipped)
 
 
 def _is_patient(name: str) -> bool:

@@ -42,14 +42,14 @@ class Builder(common.ScanBuilder):
         skipped: list[str] = []
         for split, name in _FOLDERS.items():
             folder = root / name
-            patients = common.patient_folders(folder, lambda name: True, "a code", skipped)
+            patients = common.patient_folders(folder, lambda name: True, wanted="a code", skipped=skipped)
             if not patients:
                 there = "holds no patient folders" if folder.is_dir() else "is not there"
                 notes.append(f"{folder} {there}: the data set has no split '{split}'")
                 continue
             cases[split] = [case for patient in patients for case in _cases(patient, rows, table)]
         common.check_patients(cases, manual_dir)
-        return common.Inventory(root, cases, [table], notes, skipped)
+        return common.Inventory(root, cases, tables=[table], notes=notes, skipped=skipped)
 
 
 def _find_csv(root: pathlib.Path) -> pathlib.Path:

@@ -1,7 +1,8 @@
 """A cine-MRI phantom: short-axis stacks of made-up hearts, written as the ACDC challenge ships its scans.
 
-Around each heart (see `anatomy`) lie what misleads a network: atria, aorta, epicardial fat, chest wall, liver, spleen
-and lung vessels. Axes here are those of `anatomy`; the files then flip and transpose X and Y, their affines with them.
+Around each heart (see `anatomy`) there is what misleads a network: atria, aorta, epicardial fat, chest wall, liver,
+spleen and lung vessels. Axes here are those of `anatomy`; the files then flip and transpose X and Y, their affines with
+them.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _write_patient(folder: pathlib.Path, split: str, number: int, seed: int, mat
 
 
 def _draw_stage(rng: np.random.Generator, heart: Heart, matrix: tuple[int, int]) -> Stage:
-    """Pixel size, matrix, slices, and where the heart lies: a bit elsewhere in each slice, as breath holds differ."""
+    """Pixel size, matrix, slices, and the heart's position, which differs a little by slice, as breath holds do."""
     pixel, thickness = round(float(rng.uniform(1.3, 1.8)), 4), float(rng.choice([5.0, 7.0, 8.0, 8.0, 10.0, 10.0]))
     sides = [int(np.clip(round(rng.uniform(140, 170) / pixel), *matrix)) for _ in range(2)]
     bottom = heart.length + 0.6 * heart.wall
@@ -210,7 +211,7 @@ def _draw_scene(rng: np.random.Generator, stage: Stage) -> _Scene:
 def _surroundings(rng: np.random.Generator, stage: Stage, tissue: dict[str, float]) -> list[_Layer]:
     """Chest wall, liver, spleen and aorta, from the backmost on."""
     x, y, z = stage.x, stage.y, stage.z
-    chest = y + rng.uniform(62, 80) - 0.004 * (x + rng.uniform(-20, 20)) ** 2  # above the curve lies the chest wall
+    chest = y + rng.uniform(62, 80) - 0.004 * (x + rng.uniform(-20, 20)) ** 2  # the chest wall is above the curve
     ribs = tissue["muscle"] + 0.05 * np.sin(x / rng.uniform(5, 9))
     diaphragm = rng.uniform(34, 52) - 0.25 * z + 0.006 * (x + 35) ** 2  # rises towards the apex
     spleen = np.hypot((x - rng.uniform(45, 60)) / 1.3, y - rng.uniform(50, 64)) - rng.uniform(14, 22) - 0.1 * z

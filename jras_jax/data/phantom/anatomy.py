@@ -89,7 +89,7 @@ class Contours(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Where the slices lie: grids x, y (Z, X, Y) relative to the LV's axis at the base, and depth z (Z, 1, 1); mm."""
+    """The slices' positions: grids x, y (Z, X, Y) relative to the LV's axis at the base, and depth z (Z, 1, 1); mm."""
 
     x: np.ndarray
     y: np.ndarray
