@@ -17,6 +17,7 @@ def joint_config(name: str, retriever_name: str, sizes: Sizes) -> configs.Config
     c = configs.defaults()
     c.dataset.name = "phantom"
     c.dataset.image_size = sizes.image
+    c.dataset.frame = "whole"  # the reference has no locator
     c.augment.enabled = False
     c.backbone.name, _, c.backbone.variant = name.partition("-")
     if name == "unet":

@@ -60,7 +60,10 @@ def write_evidence(path, rng, image, truth, prediction, dice, guides):
 def write_fake_run(
     folder: pathlib.Path, *, noise: float = 1.0, guides: int = 2, patients: int = 8, shown: int = 4, unit: str = "mm"
 ) -> pathlib.Path:
-    """A run folder as training and evaluation leave it, with phantom hearts; `noise` spoils its predictions."""
+    """A run folder as training and evaluation leave it, with phantom hearts; `noise` spoils its predictions.
+
+    A baseline keeps the evidence of the cases that the run above it keeps, as an evaluation does.
+    """
     folder.mkdir(parents=True)
     place = folder / "evaluation" / "validation"
     (place / "evidence").mkdir(parents=True)
@@ -100,7 +103,9 @@ def write_fake_run(
     metrics.write_cases_csv(place / "cases.csv", rows)
     metrics.write_cases_csv(place / "positions.csv", thirds, ("patient", "phase", "structure", "dice"))
     kept.sort(key=lambda k: k[0])
-    for dice, name, image, truth, prediction in kept[: shown // 2] + kept[len(kept) - (shown - shown // 2) :]:
+    above = {file.stem for file in (folder.parent / "evaluation" / "validation" / "evidence").glob("*.npz")}
+    wanted = kept[: shown // 2] + kept[len(kept) - (shown - shown // 2) :]
+    for dice, name, image, truth, prediction in [k for k in kept if k[1] in above] if above else wanted:
         path = place / "evidence" / f"{name}.npz"
         write_evidence(path, rng, image, truth, prediction, dice, guides)
     write_records(folder, rows, guides, unit)

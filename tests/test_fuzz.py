@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from jras_jax.commands import cli
 from jras_jax.data import finder, nifti, pairs
+from jras_jax.data.description import CARDIAC
 from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.errors import UserError
 from jras_jax.inference import scans
@@ -148,7 +149,7 @@ def through_builder(root, suffix, scan, mask):
         (patient / f"patient001_frame{frame}{suffix}").write_bytes(scan)
         (patient / f"patient001_frame{frame}_gt{suffix}").write_bytes(mask)
     inventory = Builder.inventory(root)
-    assert len(list(common.read_cases(inventory.cases["train"], "acdc", inventory.root))) == 2
+    assert len(list(common.read_cases(inventory.cases["train"], CARDIAC, inventory.root))) == 2
 
 
 def through_gallery(root, suffix, scan, mask):
@@ -170,7 +171,7 @@ def through_scoring(root, suffix, scan, mask):
 def through_prediction(root, suffix, scan, mask):
     (root / f"a{suffix}").write_bytes(scan)
     (task,) = scans.tasks(root, root / "out")
-    for volume in scans.frames(nifti.read_scan(task.scan)):
+    for volume in scans.frames(nifti.read_scan(task.scan), CARDIAC):
         for spacing in (1.4, 0.0):
             slices = volume_slices(volume, Grid(32, spacing, "fit", (0.5, 99.5)))
             assert slices.images.shape == (volume.image.shape[2], 32, 32)

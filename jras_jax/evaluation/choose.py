@@ -13,6 +13,7 @@ from jras_jax.data import Volume
 from jras_jax.data.load import RunData
 from jras_jax.evaluation import evaluator, metrics, statistics
 from jras_jax.inference.postprocess import postprocessed
+from jras_jax.inference.predictions import VolumePrediction
 from jras_jax.inference.trained_run import TrainedRun
 from jras_jax.run_folder import provenance
 
@@ -61,9 +62,15 @@ def choose(
         ways = [i for i, option in enumerate(OPTIONS) if option["tta"] == tta]
         segmenter = run.segmenter(gallery.arrays if gallery else None, tta=tta)
         title = f"validation, {'with' if tta else 'without'} test-time augmentation"
-        for volume, prediction in evaluator.predictions(segmenter, progress(title, volumes), table):
-            for i in ways:
-                scored[i] += evaluator.case_rows(volume, postprocessed(prediction, OPTIONS[i]["postprocess"]))
+        rules = [OPTIONS[i]["postprocess"] for i in ways]
+
+        def score(volume: Volume, prediction: VolumePrediction, rules: list[str] = rules) -> list[list[Row]]:
+            return [[*evaluator.case_rows(volume, postprocessed(prediction, rule))] for rule in rules]
+
+        predicted = evaluator.predictions(segmenter, progress(title, volumes), table)
+        for _, _, rows_by_rule in evaluator.beside(predicted, score):
+            for i, rows in zip(ways, rows_by_rule, strict=True):
+                scored[i] += rows
     options = [option | _figures(rows, scored[0]) for option, rows in zip(OPTIONS, scored, strict=True)]
     units = {row["unit"] for row in scored[0]}
     result = {

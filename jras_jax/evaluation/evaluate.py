@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -87,11 +87,10 @@ def evaluate(
     controls = ControlScores(run, segmenter, table) if table is not None and config.eval.certificate else None
     masks = _Submission(volumes, config.dataset.convention, folder=submission, scans=data.scans)
     with contextlib.closing(evidence):
-        for volume, prediction in evaluator.predictions(
-            segmenter, volumes, table, rule=config.eval.postprocess, progress=progress
-        ):
+        predicted = evaluator.predictions(segmenter, volumes, table, rule=config.eval.postprocess, progress=progress)
+        for volume, prediction, score in evaluator.beside(predicted, _score):
             masks.add(volume, prediction.labels)
-            dice = scores.add(volume, prediction)
+            dice = scores.add(score)
             evidence.add(volume, prediction, dice)
             if retrieved is not None:
                 retrieved.add(prediction)
@@ -184,6 +183,29 @@ class _Submission:
             self._export(self._kept.pop(volume.patient), self._folder, self._scans)
 
 
+class _Score(NamedTuple):
+    """What one volume scored, as `_Scores` collects it."""
+
+    cases: list[dict[str, Any]]
+    positions: list[dict[str, Any]]
+    paper: list[dict[str, Any]]
+    confusion: np.ndarray
+    unlocated: list[str]
+
+
+def _score(volume: Volume, prediction: VolumePrediction) -> _Score:
+    """Scores a volume."""
+    assert volume.mask is not None
+    own = volume.description
+    return _Score(
+        evaluator.case_rows(volume, prediction),
+        evaluator.position_rows(volume, prediction),
+        metrics.paper_2d_scores(volume.mask, prediction.labels, own.structures),
+        metrics.confusion(volume.mask, prediction.labels, own.num_classes),
+        [volume.case] if prediction.located is not None and prediction.located.frame is None else [],
+    )
+
+
 class _Scores:
     """What the volumes scored, as it is written."""
 
@@ -194,17 +216,14 @@ class _Scores:
         self.confusion = np.zeros((classes, classes), np.int64)
         self.unlocated: list[str] = []
 
-    def add(self, volume: Volume, prediction: VolumePrediction) -> float:
-        """Scores a volume; returns its mean Dice."""
-        assert volume.mask is not None
-        rows = evaluator.case_rows(volume, prediction)
-        if prediction.located is not None and prediction.located.frame is None:
-            self.unlocated.append(volume.case)
-        self.cases += rows
-        self.positions += evaluator.position_rows(volume, prediction)
-        self.paper.append(metrics.paper_2d_scores(volume.mask, prediction.labels, volume.description.structures))
-        self.confusion += metrics.confusion(volume.mask, prediction.labels, len(self.confusion))
-        return float(np.mean([r["dice"] for r in rows]))
+    def add(self, score: _Score) -> float:
+        """Takes the score of a volume; returns its mean Dice."""
+        self.cases += score.cases
+        self.positions += score.positions
+        self.paper.append(score.paper)
+        self.confusion += score.confusion
+        self.unlocated += score.unlocated
+        return float(np.mean([row["dice"] for row in score.cases]))
 
     def uncertainty(self) -> dict[str, Any]:
         """How well the signs that need no truth rank the cases by Dice, see `triage.ranking`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from jras_jax.inference.predictions import VolumePrediction
 from jras_jax.inference.segmenter import Segmenter
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval import measures
+
+SCORERS, WAITING = 2, 2  # threads that score, and predictions that wait for them
+Score = TypeVar("Score")
 
 
 def gallery_of(run: TrainedRun, data: RunData, split: str) -> RunGallery | None:
@@ -55,6 +60,31 @@ def predictions(
     for volume in progress(volumes):
         patient, rows = gallery_numbers(volume, table)
         yield volume, postprocessed(segmenter.volume(volume, patient, rows), rule)
+
+
+def beside(
+    predicted: Iterable[tuple[Volume, VolumePrediction]], score: Callable[[Volume, VolumePrediction], Score]
+) -> Iterator[tuple[Volume, VolumePrediction, Score]]:
+    """Scores volumes in threads while the network segments the next ones.
+
+    Args:
+      predicted: volumes and their predictions.
+      score: a pure function; what it raises is raised here.
+
+    Yields:
+      Each volume, its prediction and its score, in the order of `predicted`. At most `WAITING` predictions are held
+      beside the one that is yielded.
+    """
+    with concurrent.futures.ThreadPoolExecutor(SCORERS, "scorer") as pool:
+        waiting = collections.deque[tuple[Volume, VolumePrediction, concurrent.futures.Future[Score]]]()
+        for volume, prediction in predicted:
+            waiting.append((volume, prediction, pool.submit(score, volume, prediction)))
+            if len(waiting) > WAITING:
+                first, its, scored = waiting.popleft()
+                yield first, its, scored.result()
+        while waiting:
+            first, its, scored = waiting.popleft()
+            yield first, its, scored.result()
 
 
 def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jras_jax import files
@@ -84,10 +85,14 @@ def _read(
     segmenter: Segmenter,
     reading: concurrent.futures.Executor,
 ) -> Iterator[tuple[int, OpenedScan | UserError]]:
-    """The number of each task and its scan, or what is wrong with it; reads up to `AHEAD` scans ahead."""
+    """The number of each task and its scan, or what is wrong with it; reads up to `AHEAD` scans ahead.
+
+    Several hosts read one scan after another: the locator's program runs on the devices of all, in the same order.
+    """
+    most = AHEAD if jax.process_count() == 1 else 1
     left, ahead = iter(todo), collections.deque[concurrent.futures.Future[OpenedScan]]()
     for number in range(len(todo)):
-        while len(ahead) < AHEAD and (task := next(left, None)) is not None:
+        while len(ahead) < most and (task := next(left, None)) is not None:
             ahead.append(reading.submit(open_scan, run, task, gallery, segmenter))
         try:
             opened = ahead.popleft().result()

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jras_jax import files, models
+from jras_jax import files
 from jras_jax.config import Config
 from jras_jax.data import fingerprint
 from jras_jax.data.load import RunData
@@ -61,6 +61,8 @@ def leaks(config: Config) -> list[str]:
 
 def parameter_counts(params: Any) -> dict[str, int]:
     """Number of parameters of 'backbone', 'retriever' and 'fusion'."""
+    from jras_jax import models  # and with it Flax, which opening a run does without
+
     return {part: models.parameter_count(tree) for part, tree in params.items()}
 
 
