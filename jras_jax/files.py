@@ -233,7 +233,7 @@ def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
         try:
             safetensors.numpy.save_file(contiguous, temporary, dict(metadata) if metadata else None)
         except safetensors.SafetensorError as e:  # how the library reports an error of the operating system

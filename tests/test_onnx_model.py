@@ -34,7 +34,7 @@ def test_onnx_gives_what_the_run_gives(converter, run_with_gallery, tmp_path):
 def test_a_model_that_is_not_carried_is_refused_and_nothing_is_written(converter, run_with_gallery, tmp_path):
     # Test-time augmentation draws from images at fractional coordinates, in operations that the converter lacks.
     with pytest.raises(UserError, match=r"cannot be converted to ONNX \(.*leave --onnx out"):
-        call("export", run_with_gallery, tmp_path / "out", "--onnx", "--config.retrieval.recall_target=0.9")
+        call("export", run_with_gallery, tmp_path / "out", "--onnx", "--config.eval.tta=True")
     assert not (tmp_path / "out").exists()
 
 

@@ -130,7 +130,8 @@ def test_what_cannot_be_exported_is_refused(run_with_gallery, tmp_path, monkeypa
         call("export", run_with_gallery, out, "--config.retrieval.strategy=softmax", "--gallery_as_argument")
     with pytest.raises(UserError, match="does not know which slice it sees"):
         call("export", run_with_gallery, out, "--config.retrieval.exclude=slice")
-    monkeypatch.setattr(standalone, "LIMIT", 10**6)
+    weights = jax.tree.leaves(jras_jax.open_run(run_with_gallery).variables)
+    monkeypatch.setattr(standalone, "LIMIT", sum(x.nbytes for x in weights) + 1)  # no room for the gallery
     with pytest.raises(UserError, match="leave the gallery out, with --gallery_as_argument"):
         call("export", run_with_gallery, out)
     assert not out.exists()

@@ -20,6 +20,7 @@ from jras_jax.run_folder import trackers
 from jras_jax.run_folder.layout import RunFolder
 from tests.commands import call
 
+BLOCK, FULL, LAST = 32_768, 1, 4  # of the log format
 BOTH = "('tensorboard','mlflow')"
 
 
@@ -125,15 +126,20 @@ def test_weights_and_biases_offline_keeps_every_value(tmp_path, monkeypatch):
 
 
 def records_of(file: pathlib.Path):
-    """The rows of history in a file of Weights & Biases."""
+    """The rows of history in a file of Weights & Biases: LevelDB's log format after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal import datastore
 
-    store = datastore.DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    content, at, data = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (room := BLOCK - at % BLOCK) < 7:
+            at += room
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        data += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind not in (FULL, LAST):
+            continue
+        record, data = wandb_internal_pb2.Record.FromString(data), b""
         if record.WhichOneof("record_type") == "history":
             yield {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
 

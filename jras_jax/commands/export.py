@@ -43,7 +43,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--onnx", action="store_true", help=f"write {onnx_model.MODEL} too ({onnx_model.INSTALL})")
     p.add_argument(
-        "--onnx_batch", type=int, default=1, metavar="N", help="slices per call of the ONNX model (default: 1)"
+        "--onnx_batch", type=int, default=8, metavar="N", help="slices per call of the ONNX model (default: 8)"
     )
 
 

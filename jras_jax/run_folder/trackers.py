@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import queue
+import re
 import threading
 import time
 import uuid
@@ -148,7 +149,8 @@ class MLflow:
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """See `Tracker`."""
         for name, image in images.items():
-            self._client.log_image(self._run, image, key=name.replace("/", "_"), step=step)
+            key = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII)  # what a key may hold
+            self._client.log_image(self._run, image, key=key, step=step)
 
     def close(self, complete: bool) -> None:
         """See `Tracker`."""
