@@ -101,7 +101,7 @@ def run(sizes: Sizes, only: list[str], *, with_torch: bool, console: Console) ->
             ours = _ours(sizes, part)
             eager = worker("torch", sizes, part) if with_torch else []
             compiled = worker("torch-compile", sizes, part) if compiles and part in sizes.compiled else []
-            rows += table.merge(ours, eager, compiled, peaks)
+            rows += table.merge(ours, eager, compiled=compiled, peaks=peaks)
     rows += table.epochs(rows, sizes)
     return facts_of_this_run() | {
         "allocator": measure.ALLOCATOR,

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
-        rows = measured(pathlib.Path(folder), sizes, options.acdc, options.pairs)
+        rows = measured(pathlib.Path(folder), sizes, acdc=options.acdc, pairs=options.pairs)
     for row in rows:
         ratio = "" if row["ratio"] is None else f", ratio {row['ratio']:.2f} (target {row['target']})"
         print(f"{row['row']}: {row['ours_s']:.2f} s against {row['theirs_s'] or float('nan'):.2f} s{ratio}")

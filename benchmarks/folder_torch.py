@@ -26,7 +26,9 @@ def load(work: pathlib.Path, sizes: Sizes) -> reference.Joint:
         masks = torch.from_numpy(stored["masks"]).float()[:, None]
         embeddings = torch.from_numpy(stored["embeddings"])
     segmenter = reference.backbone("segformer-b0", sizes.unet)
-    model = reference.Joint(segmenter, reference.Retriever("tiny", sizes.retriever_images["tiny"]), images, masks)
+    model = reference.Joint(
+        segmenter, reference.Retriever("tiny", sizes.retriever_images["tiny"]), images=images, masks=masks
+    )
     model.embeddings = embeddings
     return model
 

@@ -47,7 +47,7 @@ def timed(call: Callable[[], Any], seconds: float, repeats: tuple[int, int]) -> 
         call()
         times.append(time.perf_counter() - start)
     milliseconds = [1e3 * t for t in times]
-    return Timing(statistics.median(milliseconds), min(milliseconds), max(milliseconds), len(times))
+    return Timing(statistics.median(milliseconds), min(milliseconds), slowest=max(milliseconds), repeats=len(times))
 
 
 def peak_memory_gb() -> float:

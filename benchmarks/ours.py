@@ -108,14 +108,16 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
         return losses.segmentation_loss(logits, labels)[0], new
 
     forward = jax.jit(model.apply).lower(variables, x).compile()
-    yield measured(f"{TITLES[name]} forward", sizes, lambda: forward(variables, x), forward)
+    yield measured(f"{TITLES[name]} forward", sizes, call=lambda: forward(variables, x), compiled=forward)
     params = variables["params"]
 
     def lower() -> Any:
         return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x, labels)
 
     both = lower().compile()
-    yield measured(f"{TITLES[name]} forward + backward", sizes, lambda: both(params, x, labels), both, lower)
+    yield measured(
+        f"{TITLES[name]} forward + backward", sizes, call=lambda: both(params, x, labels), compiled=both, lower=lower
+    )
 
 
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
@@ -125,7 +127,9 @@ def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = drawn(lambda: model.init(jax.random.key(0), images))
     forward = jax.jit(model.apply).lower(variables, images).compile()
-    yield measured(f"{RETRIEVER_TITLES[name]} forward", sizes, lambda: forward(variables, images), forward)
+    yield measured(
+        f"{RETRIEVER_TITLES[name]} forward", sizes, call=lambda: forward(variables, images), compiled=forward
+    )
 
 
 def random_table(sizes: Sizes, slices_a_patient: int = 20) -> SliceTable:
@@ -166,10 +170,10 @@ def guide(sizes: Sizes) -> Iterator[Row]:
     model = build_model(joint_config("unet", "tiny", sizes))
     query = jnp.zeros((sizes.batch, sizes.image, sizes.image, 3))
     keys = QueryKeys(jnp.arange(sizes.batch), jnp.arange(sizes.batch))
-    select = joint.Selection("top_k", 2, 0.1, "patient")
+    select = joint.Selection("top_k", 2, temperature=0.1, exclude="patient")
 
     def mixed(embeddings: jax.Array, gallery: Gallery) -> jax.Array:
-        found = joint.retrieve(embeddings, gallery, keys, select, NUM_CLASSES)
+        found = joint.retrieve(embeddings, gallery, queries=keys, selection=select, num_classes=NUM_CLASSES)
         return model.fusion.apply({}, query, found, method="fuse_input")[..., 3:]
 
     def total(embeddings: jax.Array, gallery: Gallery) -> jax.Array:
@@ -177,9 +181,9 @@ def guide(sizes: Sizes) -> Iterator[Row]:
 
     e = gallery.embeddings[: sizes.batch]
     forward = jax.jit(mixed).lower(e, gallery).compile()
-    yield measured("search + guide forward", sizes, lambda: forward(e, gallery), forward)
+    yield measured("search + guide forward", sizes, call=lambda: forward(e, gallery), compiled=forward)
     both = jax.jit(jax.value_and_grad(total)).lower(e, gallery).compile()
-    yield measured("search + guide forward + backward", sizes, lambda: both(e, gallery), both)
+    yield measured("search + guide forward + backward", sizes, call=lambda: both(e, gallery), compiled=both)
 
 
 class JointStep:
@@ -194,7 +198,7 @@ class JointStep:
         batch = {"image": table.images[rows], "mask": table.masks[rows], "patient": table.patient[rows], "row": rows}
         self.batch = mesh.put_rows(device_mesh, batch)
         self.cache = self._cache(len(table), sizes, device_mesh) if self.config.retriever.trained_blocks >= 0 else None
-        train_step = step.make_step(self.model, tx, self.config, device_mesh)
+        train_step = step.make_step(self.model, tx, config=self.config, device_mesh=device_mesh)
         self._jitted = functools.partial(step.compile_step, train_step, shardings, device_mesh)
         self.compiled = self.lower().compile()
 
@@ -217,9 +221,9 @@ class JointStep:
 
 def joint_step(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     """The whole step: retriever, search, guide, backbone, loss, backward, Adam."""
-    made = JointStep(name, retriever_name, sizes, random_table(sizes), mesh.make_mesh(1, 1))
+    made = JointStep(name, retriever_name, sizes=sizes, table=random_table(sizes), device_mesh=mesh.make_mesh(1, 1))
     title = f"joint step, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
-    yield measured(title, sizes, made.run, made.compiled, made.lower)
+    yield measured(title, sizes, call=made.run, compiled=made.compiled, lower=made.lower)
 
 
 def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
@@ -228,7 +232,7 @@ def refresh(name: str, sizes: Sizes) -> Iterator[Row]:
     model, device_mesh = build_model(config), mesh.make_mesh(1, 1)
     images = random_table(sizes).images[: sizes.refreshed[name]]
     variables = drawn(functools.partial(init_variables, model, config))
-    refresher = Embedder(model, device_mesh, 32, images)
+    refresher = Embedder(model, device_mesh, batch_size=32, images=images)
     scale = sizes.gallery / len(images)
     note = f"timed on {len(images)} slices, x {scale:.3g}"
 
@@ -250,8 +254,8 @@ def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
     table = random_table(sizes)
     segmenter = Segmenter(
         lambda: model,
-        joint.Selection("top_k", 2, 0.1, "patient"),
-        Grid(sizes.image, 1.4, "fit", (0.5, 99.5)),
+        joint.Selection("top_k", 2, temperature=0.1, exclude="patient"),
+        Grid(sizes.image, 1.4, unknown_spacing="fit", percentiles=(0.5, 99.5)),
         batch_size=sizes.patient,
         device_mesh=device_mesh,
     ).using(variables, random_gallery(table, device_mesh))
@@ -262,7 +266,7 @@ def predict(name: str, retriever_name: str, sizes: Sizes) -> Iterator[Row]:
 
 def startup(sizes: Sizes) -> Iterator[Row]:
     """Builds the U-Net's joint step and does one; the process's whole life is timed by who starts it."""
-    made = JointStep("unet", "tiny", sizes, random_table(sizes), mesh.make_mesh(1, 1))
+    made = JointStep("unet", "tiny", sizes=sizes, table=random_table(sizes), device_mesh=mesh.make_mesh(1, 1))
     jax.block_until_ready(made.run())
     yield {"row": "startup", "ms": 0.0}
 

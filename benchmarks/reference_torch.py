@@ -188,7 +188,7 @@ class Joint:
 
     def logits(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, H, W)."""
-        found = guide(self.retriever(images), embeddings, self.images, self.masks)
+        found = guide(self.retriever(images), embeddings, images=self.images, masks=self.masks)
         return self.segmenter(torch.cat([images, found], 1))
 
     def _forward(self, images: torch.Tensor, labels: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,9 @@ def work_per_device(devices: int, sizes: Sizes) -> dict[str, Any]:
     )
     batch = {name: abstract(b, *pixels, dtype=jnp.uint8) for name in ("image", "mask")}
     batch |= {name: abstract(b) for name in ("patient", "row")}
-    jitted = step.compile_step(step.make_step(model, tx, config, device_mesh), shardings, device_mesh)
+    jitted = step.compile_step(
+        step.make_step(model, tx, config=config, device_mesh=device_mesh), shardings, device_mesh
+    )
     with kernels.using("reference"):
         compiled = jitted.lower(first, batch, gallery, None, False).compile()
     cost = compiled.cost_analysis() or {}

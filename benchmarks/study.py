@@ -74,17 +74,17 @@ class Arm(NamedTuple):
 def arms() -> Iterator[Arm]:
     """The study: those that decide first, with three seeds where it matters."""
     for patients, seed, frame in itertools.product((64, 8), SEEDS, ("heart", "whole")):
-        yield Arm(frame, "none", "", patients, seed)
+        yield Arm(frame, "none", fusion="", patients=patients, seed=seed)
     for patients, seed, guides in itertools.product((8, 64), SEEDS, ("learnt", "random")):
-        yield Arm("heart", guides, "prototype", patients, seed)
+        yield Arm("heart", guides, fusion="prototype", patients=patients, seed=seed)
     for patients, guides, fusion in itertools.product((8, 64), ("learnt", "oracle"), FUSIONS):
-        arm = Arm("heart", guides, fusion, patients, 0)
+        arm = Arm("heart", guides, fusion=fusion, patients=patients, seed=0)
         if (guides, fusion) != ("learnt", "prototype"):
             yield arm
     for patients, frame in itertools.product((4, 16, 32), ("heart", "whole")):
-        yield Arm(frame, "none", "", patients, 0)
+        yield Arm(frame, "none", fusion="", patients=patients, seed=0)
     for patients in (4, 16, 32):
-        yield Arm("heart", "learnt", "prototype", patients, 0)
+        yield Arm("heart", "learnt", fusion="prototype", patients=patients, seed=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,7 +82,7 @@ def make_joint(name: str, retriever_name: str, sizes: Sizes, compiled: bool = Fa
 
 def joint_step(name: str, retriever_name: str, sizes: Sizes, compiled: bool) -> Iterator[Row]:
     """The whole step."""
-    made = make_joint(name, retriever_name, sizes, compiled)
+    made = make_joint(name, retriever_name, sizes=sizes, compiled=compiled)
     images = made.images[: sizes.batch].clone()
     labels = made.masks[: sizes.batch, 0].long()
     title = f"joint step, {TITLES[name]}, {RETRIEVER_TITLES[retriever_name]}"
@@ -95,7 +95,7 @@ def refresh(name: str, sizes: Sizes, compiled: bool) -> Iterator[Row]:
     rows = sizes.refreshed[name]
     found = reference.Retriever(name, sizes.retriever_images[name])
     images = torch.rand(rows, 3, sizes.image, sizes.image)
-    made = reference.Joint(reference.backbone("unet", sizes.unet), found, images, images[:, :1])
+    made = reference.Joint(reference.backbone("unet", sizes.unet), found, images=images, masks=images[:, :1])
     scale = sizes.gallery / rows
     title = f"refresh, whole forward, {RETRIEVER_TITLES[name]}"
     row = measured(title, sizes.briefly, lambda: made.refresh(rows, 32), note=f"timed on {rows} slices, x {scale:.3g}")

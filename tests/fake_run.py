@@ -107,8 +107,8 @@ def write_fake_run(
     wanted = kept[: shown // 2] + kept[len(kept) - (shown - shown // 2) :]
     for dice, name, image, truth, prediction in [k for k in kept if k[1] in above] if above else wanted:
         path = place / "evidence" / f"{name}.npz"
-        write_evidence(path, rng, image, truth, prediction, dice, guides)
-    write_records(folder, rows, guides, unit)
+        write_evidence(path, rng, image=image, truth=truth, prediction=prediction, dice=dice, guides=guides)
+    write_records(folder, rows, guides=guides, unit=unit)
     file = place / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"paper_2d": metrics.aggregate_paper_2d(slices)}))
     return folder

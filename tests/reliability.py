@@ -92,7 +92,7 @@ def row(
     """Registers a function as a row of the table."""
 
     def register(function: Callable[[Lab], str | None]) -> Callable[[Lab], str | None]:
-        ROWS.append(Row(kind, tried, times, function, each))
+        ROWS.append(Row(kind, tried, times=times, function=function, each=each))
         return function
 
     return register

@@ -25,16 +25,16 @@ def slices(n=4, size=48):
 
 def test_zero_ranges_are_the_identity():
     images, masks = slices()
-    out, labels = augment(jax.random.key(0), images, masks, OFF)
+    out, labels = augment(jax.random.key(0), images, masks=masks, ranges=OFF)
     np.testing.assert_allclose(out, jnp.clip(images, 1e-6, 1), atol=1e-5)
     np.testing.assert_array_equal(labels, masks)
-    same, _ = augment(jax.random.key(0), images, masks, dataclasses.replace(GEOMETRY, enabled=False))
+    same, _ = augment(jax.random.key(0), images, masks=masks, ranges=dataclasses.replace(GEOMETRY, enabled=False))
     assert same is images
 
 
 def test_image_and_mask_move_together():
     images, masks = slices(8)
-    out, labels = augment(jax.random.key(1), images, masks, GEOMETRY)
+    out, labels = augment(jax.random.key(1), images, masks=masks, ranges=GEOMETRY)
     assert set(np.unique(labels)) == {0, 3}
     assert not np.array_equal(labels, masks)
     # the image is the mask, so after the same warp it is above one half exactly where the mask is (but for the rim)
@@ -45,21 +45,21 @@ def test_image_and_mask_move_together():
 def test_intensity_stays_in_range_and_leaves_masks():
     images, masks = slices(8)
     ranges = dataclasses.replace(OFF, gamma=0.3, contrast=0.3, brightness=0.2, noise_std=0.1, probability=1.0)
-    out, labels = augment(jax.random.key(2), images, masks, ranges)
+    out, labels = augment(jax.random.key(2), images, masks=masks, ranges=ranges)
     assert out.min() >= 0 and out.max() <= 1 and not np.allclose(out, images, atol=0.01)
     np.testing.assert_array_equal(labels, masks)
 
 
 def test_the_key_decides():
     images, masks = slices()
-    a, b, c = (augment(jax.random.key(k), images, masks, GEOMETRY)[0] for k in (3, 3, 4))
+    a, b, c = (augment(jax.random.key(k), images, masks=masks, ranges=GEOMETRY)[0] for k in (3, 3, 4))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
 
 
 def test_flip_mirrors_columns():
     images, masks = slices(32)
-    _, labels = augment(jax.random.key(5), images, masks, dataclasses.replace(OFF, flip=True))
+    _, labels = augment(jax.random.key(5), images, masks=masks, ranges=dataclasses.replace(OFF, flip=True))
     kinds = {tuple(np.argwhere(np.asarray(m)).mean(0).round(1)) for m in labels}
     assert len(kinds) == 2
 

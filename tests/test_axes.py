@@ -85,14 +85,14 @@ def check(masks, err):
 
 @pytest.mark.slow
 def test_the_phantom_has_one_mask_in_all_48_orders_of_its_axes(run, scan, tmp_path, capsys):
-    check(*all_orders(capsys, run, nib.load(scan), tmp_path))
+    check(*all_orders(capsys, run, image=nib.load(scan), tmp_path=tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["G1K1V3", "H1N8S6", "C8O0P2"])
 def test_real_scans_have_one_mask_in_all_48_orders_of_their_axes(run, shared, tmp_path, capsys, code):
     image = nib.load(shared / "data" / "mnms" / "Testing" / code / f"{code}_sa.nii.gz")
-    check(*all_orders(capsys, run, image.slicer[..., 0], tmp_path))
+    check(*all_orders(capsys, run, image=image.slicer[..., 0], tmp_path=tmp_path))
 
 
 def test_slices_along_the_first_axis_give_the_mask_of_slices_last(run, scan, tmp_path, capsys):

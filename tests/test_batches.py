@@ -13,7 +13,7 @@ from tests.volumes import blob, volume
 @pytest.fixture(scope="module")
 def table():
     volumes = [volume(blob(), patient=f"p{i}") for i in range(5)]
-    return slice_table(volumes, Grid(16, 8.0, "fit", (0, 100)), drop_empty=True)
+    return slice_table(volumes, Grid(16, 8.0, unknown_spacing="fit", percentiles=(0, 100)), drop_empty=True)
 
 
 def rows(batches, n):

@@ -36,7 +36,9 @@ def side(row, part="joint:unet+tiny", ms=100.0, peak_gb=1.0):
 
 def test_a_merged_row_says_ratio_target_and_fractions():
     name = "joint step, U-Net, small retriever"
-    (row,) = table.merge([side(name)], [side(name, ms=250.0, peak_gb=2.0)], [side(name, ms=150.0)], PEAKS)
+    (row,) = table.merge(
+        [side(name)], [side(name, ms=250.0, peak_gb=2.0)], compiled=[side(name, ms=150.0)], peaks=PEAKS
+    )
     assert set(row) == set(table.KEYS)
     assert (row["ratio"], row["target"], row["met"], row["torch_compile_ms"]) == (2.5, 2.0, True, 150.0)
     assert row["of_product_peak"] == pytest.approx(0.5) and row["of_copy_peak"] == pytest.approx(0.5)
@@ -44,13 +46,15 @@ def test_a_merged_row_says_ratio_target_and_fractions():
 
 
 def test_without_torch_nothing_is_claimed():
-    (row,) = table.merge([side("U-Net forward + backward", "backbone:unet")], [], [], PEAKS)
+    (row,) = table.merge([side("U-Net forward + backward", "backbone:unet")], [], compiled=[], peaks=PEAKS)
     assert row["ratio"] is row["met"] is row["torch_ms"] is row["less_memory"] is None
 
 
 def test_a_missed_target_is_not_met():
     name = "U-Net forward + backward"
-    (row,) = table.merge([side(name, "backbone:unet")], [side(name, "backbone:unet", ms=89.0)], [], PEAKS)
+    (row,) = table.merge(
+        [side(name, "backbone:unet")], [side(name, "backbone:unet", ms=89.0)], compiled=[], peaks=PEAKS
+    )
     assert row["met"] is False
 
 

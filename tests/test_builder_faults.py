@@ -123,9 +123,9 @@ def break_mnms(root, fault):
         "ED without labels": ("ED", "1", mask_of(scan), "empty"),
         "no vendor": ("VendorName", "", table, "VendorName"),
     }[fault]
-    edit_csv(table, "D4E5F6", column, value)
+    edit_csv(table, "D4E5F6", column=column, value=value)
     if fault == "no vendor":
-        edit_csv(table, "D4E5F6", "Vendor", "")
+        edit_csv(table, "D4E5F6", column="Vendor", value="")
     return name, words
 
 

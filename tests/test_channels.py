@@ -22,13 +22,13 @@ def test_channels_share_geometry_and_not_intensity(tiny):
     mask = (image > 0.5).astype(jnp.int32)
     both, key = jnp.stack([image, image], -1), jax.random.key(1, impl="rbg")
     plain = dataclasses.replace(ranges, probability=0.0)
-    several, masks = jax.jit(lambda: augment(key, both, mask, plain))()
-    single, alone = jax.jit(lambda: augment(key, image, mask, plain))()
+    several, masks = jax.jit(lambda: augment(key, both, masks=mask, ranges=plain))()
+    single, alone = jax.jit(lambda: augment(key, image, masks=mask, ranges=plain))()
     assert np.array_equal(masks, alone)
     np.testing.assert_allclose(several[..., 0], single, atol=1e-6)
     np.testing.assert_allclose(several[..., 1], several[..., 0], atol=1e-6)
     always = dataclasses.replace(ranges, probability=1.0)
-    changed, _ = jax.jit(lambda: augment(key, both, mask, always))()
+    changed, _ = jax.jit(lambda: augment(key, both, masks=mask, ranges=always))()
     assert float(jnp.abs(changed[..., 0] - changed[..., 1]).max()) > 0.05
 
 
@@ -46,7 +46,7 @@ def test_every_fusion_takes_guides_of_several_channels(tiny, kind):
     config = tiny.config(fusion__name=kind)
     model = build_model(config, THREE)
     shapes = jax.eval_shape(lambda: init_variables(model, config))
-    guides = first_guides(2, config.retrieval.top_k, 32, 4, channels=3)
+    guides = first_guides(2, config.retrieval.top_k, size=32, num_classes=4, channels=3)
     images = jnp.zeros((2, 32, 32, 3))
     logits = jax.eval_shape(lambda v: model.apply(v, images, guides, method="segment"), shapes)
     assert logits.shape == (2, 32, 32, 4)

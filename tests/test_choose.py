@@ -41,12 +41,12 @@ def test_an_option_is_chosen_only_where_its_interval_excludes_no_gain():
     def option(postprocess, tta, dice, low):
         return {"postprocess": postprocess, "tta": tta, "dice": dice, "dice_gain_low": low}
 
-    plain = option("none", False, 0.80, 0.0)
-    unsure, sure = option("largest_component", True, 0.85, -0.01), option("none", True, 0.82, 0.01)
+    plain = option("none", False, dice=0.80, low=0.0)
+    unsure, sure = option("largest_component", True, dice=0.85, low=-0.01), option("none", True, dice=0.82, low=0.01)
     assert choose.best([plain, unsure]) == {"postprocess": "none", "tta": False}
     assert choose.best([plain, unsure, sure]) == {"postprocess": "none", "tta": True}
-    assert choose.best([plain, option("largest_component", False, 0.83, 0.001), sure])["tta"] is False
-    assert choose.best([plain, option("none", True, 0.9, None)]) == {"postprocess": "none", "tta": False}
+    assert choose.best([plain, option("largest_component", False, dice=0.83, low=0.001), sure])["tta"] is False
+    assert choose.best([plain, option("none", True, dice=0.9, low=None)]) == {"postprocess": "none", "tta": False}
 
 
 def test_an_option_counts_as_measured_where_validation_chose_it_for_this_checkpoint(chosen, tmp_path):

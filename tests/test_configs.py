@@ -95,10 +95,12 @@ def trained(text):
         device_mesh = mesh.make_mesh(1, 1, jax.devices()[:1])
         initial = jax.jit(lambda: init_variables(model, config)).lower().compile(QUICK)()
         before = jax.tree.map(np.array, initial)
-        now, tx, shardings = state.create_state(model, config, device_mesh, before)
-        gallery, cache = gallery_of(table(), model, config, device_mesh, now.variables)
+        now, tx, shardings = state.create_state(model, config, device_mesh=device_mesh, initial=before)
+        gallery, cache = gallery_of(table(), model, config=config, device_mesh=device_mesh, variables=now.variables)
         batch = mesh.put_rows(device_mesh, batch_of(table()))
-        compiled = step.compile_step(step.make_step(model, tx, config, device_mesh), shardings, device_mesh)
+        compiled = step.compile_step(
+            step.make_step(model, tx, config=config, device_mesh=device_mesh), shardings, device_mesh
+        )
         compiled = compiled.lower(now, batch, gallery, cache, False).compile(QUICK)
         history = []
         for _ in range(2):
@@ -116,7 +118,7 @@ def gallery_of(rows, model, config, device_mesh, variables):
     gallery = with_embeddings(gallery, embeddings, device_mesh)
     if config.retriever.trained_blocks < 0:
         return gallery, None
-    return gallery, Embedder(model, device_mesh, len(rows), rows.images).states(variables)
+    return gallery, Embedder(model, device_mesh, batch_size=len(rows), images=rows.images).states(variables)
 
 
 def batch_of(rows):

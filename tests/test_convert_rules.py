@@ -51,7 +51,7 @@ def test_a_transform_of_the_wrong_shape_is_a_fault(transform, shape):
 def test_groups_collections_parts_and_unneeded_tensors():
     tensors = {"l.3.qkv": arange(6, 2).astype(np.float16), "l.3.mean": arange(2), "l.3.steps": arange(1)}
     table = [
-        *(Rule(r"l\.(\d)\.qkv", rf"block_\1/{name}", "linear", (i, 3)) for i, name in enumerate("qkv")),
+        *(Rule(r"l\.(\d)\.qkv", rf"block_\1/{name}", transform="linear", part=(i, 3)) for i, name in enumerate("qkv")),
         Rule(r"l\.(\d)\.mean", r"batch_stats/block_\1/mean"),
         Rule(r".*\.steps", None),
     ]

@@ -15,7 +15,9 @@ from jras_jax.errors import UserError
 from jras_jax.evaluation import metrics
 from jras_jax.run_folder.layout import RunFolder
 
-ORGANS = DatasetDescription("organs", ("background", "liver", "spleen"), (0, 7, 3), ("#56b4e9", "#f0e442"))
+ORGANS = DatasetDescription(
+    "organs", ("background", "liver", "spleen"), values=(0, 7, 3), colours=("#56b4e9", "#f0e442")
+)
 
 
 @pytest.mark.parametrize("own", [*KNOWN.values(), ORGANS], ids=lambda d: d.name)
@@ -67,15 +69,15 @@ def test_the_model_has_a_channel_for_each_class(tiny):
 
 
 def test_masks_of_any_classes_reach_the_model_grid_and_have_no_base():
-    own = DatasetDescription("many", ("background", *"abcdef"), tuple(range(7)), ("#ffffff",) * 6)
+    own = DatasetDescription("many", ("background", *"abcdef"), values=tuple(range(7)), colours=("#ffffff",) * 6)
     mask = np.zeros((16, 16, 2), np.uint8)
     mask[4:8, 4:8], mask[8:12, 8:12, 1] = 6, 5
     image, spacing = np.ones_like(mask, np.float32), np.ones(3, np.float32)
-    volume = Volume(image, mask, np.eye(4), spacing, False, "p", description=own)
-    masks = volume_slices(volume, Grid(16, 0.0, "crop", (0.5, 99.5))).masks
+    volume = Volume(image, mask, affine=np.eye(4), spacing=spacing, spacing_known=False, patient="p", description=own)
+    masks = volume_slices(volume, Grid(16, 0.0, unknown_spacing="crop", percentiles=(0.5, 99.5))).masks
     assert [sorted(np.unique(m)) for m in masks] == [[0, 6], [0, 5, 6]]
     assert base_first(mask, own) and not base_first(mask // 2, CARDIAC)
-    assert metrics.position_scores(mask, mask, own.structures, own) == []
+    assert metrics.position_scores(mask, mask, structures=own.structures, description=own) == []
 
 
 def test_the_cavity_rule_follows_the_order_of_the_classes():

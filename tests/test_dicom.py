@@ -81,7 +81,7 @@ def test_voxels_and_places_are_those_of_the_nifti(tmp_path, cine, frames):
 
 def test_several_series_of_a_folder_are_several_scans(tmp_path, cine):
     for series in (5, 9):
-        write_series(tmp_path / "study" / str(series), cine[..., :1], oblique(), series)
+        write_series(tmp_path / "study" / str(series), cine[..., :1], affine=oblique(), series=series)
     for file in [*(tmp_path / "study").rglob("0*")]:
         file.rename(tmp_path / "study" / f"{file.parent.name}_{file.name}")
     found = dicom.convert(tmp_path / "study", tmp_path / "out", pytest.fail)

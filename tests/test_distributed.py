@@ -51,7 +51,7 @@ def test_two_processes_train_what_two_devices_do_and_a_lost_host_ends_the_job(ti
     length = {"train__num_steps": 4, "train__eval_every": 4, "train__checkpoint_every": 2}
     port = free_port()
     two, one = tmp_path / "two", tmp_path / "one"
-    hosts = [start(tiny, two, tmp_path, i, port=port, **length) for i in range(2)]
+    hosts = [start(tiny, two, folder=tmp_path, process=i, port=port, **length) for i in range(2)]
     for i, host in enumerate(hosts):
         assert wait(host, tmp_path, i) == 0, (tmp_path / f"output{i}").read_text()[-3000:]
     alone = start(tiny, one, tmp_path, devices=2, **length)
@@ -69,7 +69,7 @@ def _a_lost_host(tiny, tmp_path):
     """Host 1 of two is killed: host 0 ends with a message; one process then goes on from the last checkpoint."""
     workdir, port = tmp_path / "lost", free_port()
     settings = {"train__num_steps": 5000, "train__eval_every": 5000, "train__checkpoint_every": 2}
-    first, second = (start(tiny, workdir, tmp_path, i, port=port, **settings) for i in range(2))
+    first, second = (start(tiny, workdir, folder=tmp_path, process=i, port=port, **settings) for i in range(2))
     deadline = time.monotonic() + 300
     while not (workdir / "checkpoints" / "4").is_dir():
         assert time.monotonic() < deadline and first.poll() is None, (tmp_path / "output0").read_text()[-3000:]

@@ -178,7 +178,7 @@ def test_controls_do_not_depend_on_how_the_queries_come(monkeypatch):
     images, rows = (rng.integers(0, 256, (n, 140, 140), np.uint8) for n in (23, 30))
     allowed = rng.random((23, 30)) > 0.2
     monkeypatch.setattr(measures, "CHUNK", 8)
-    whole = measures.controls(truth, images, allowed, masks, rows)
+    whole = measures.controls(truth, images, allowed=allowed, masks=masks, gallery_images=rows)
     for sizes in ([1] * 23, [10, 0, 13], [3, 20]):
         scores, at = measures.Controls(masks, rows), 0
         for size in sizes:

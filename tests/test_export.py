@@ -22,7 +22,15 @@ def scan(path, frames=0):
 
 def volume(source, patient="patient101", phase="ED", frame=0):
     return Volume(
-        np.zeros(SHAPE, np.float32), None, AFFINE, np.ones(3), True, patient, phase, frame=frame, source=source
+        np.zeros(SHAPE, np.float32),
+        None,
+        affine=AFFINE,
+        spacing=np.ones(3),
+        spacing_known=True,
+        patient=patient,
+        phase=phase,
+        frame=frame,
+        source=source,
     )
 
 
@@ -61,7 +69,7 @@ def test_acdc_submission_from_a_4d_scan_is_3d(tmp_path):
 
 def test_mnms_masks_are_4d_with_labels_at_ed_and_es_alone(tmp_path):
     scan(tmp_path / "scans" / "A1" / "A1_sa.nii.gz", frames=5)
-    ed, es = (volume("A1/A1_sa.nii.gz", "A1", phase, frame) for phase, frame in (("ED", 0), ("ES", 3)))
+    ed, es = (volume("A1/A1_sa.nii.gz", "A1", phase=phase, frame=frame) for phase, frame in (("ED", 0), ("ES", 3)))
     (path,) = export.export_mnms([(es, labels(1)), (ed, labels(0))], tmp_path / "out", tmp_path / "scans")
     assert path == tmp_path / "out" / "A1" / "A1_sa_pred.nii.gz"
     back = nifti.read_labels(path)
@@ -78,7 +86,10 @@ def test_mnms_export_of_the_truth_is_the_official_mask(shared, tmp_path):
     source = "Testing/H1N8S6/H1N8S6_sa.nii.gz"
     truth = nifti.read_labels(root / "Testing" / "H1N8S6" / "H1N8S6_sa_gt.nii.gz")
     ours = np.array([0, 3, 2, 1], np.uint8)[truth.array]
-    cases = [(volume(source, "H1N8S6", phase, frame), ours[..., frame]) for phase, frame in (("ED", 0), ("ES", 1))]
+    cases = [
+        (volume(source, "H1N8S6", phase=phase, frame=frame), ours[..., frame])
+        for phase, frame in (("ED", 0), ("ES", 1))
+    ]
     (path,) = export.export_mnms(cases, tmp_path, root, suffix="_sa_gt")
     back = nifti.read_labels(path)
     np.testing.assert_array_equal(back.array, truth.array)
@@ -98,8 +109,8 @@ def test_a_patients_name_never_leads_out_of_the_folder(tmp_path, name):
     for call in (
         lambda: export.export_acdc([(acdc, labels())], out, scans),
         lambda: export.export_mnms([(mnms, labels())], out, scans),
-        lambda: export.check([acdc], out, scans, "acdc"),
-        lambda: export.check([mnms], out, scans, "mnms"),
+        lambda: export.check([acdc], out, scans=scans, convention="acdc"),
+        lambda: export.check([mnms], out, scans=scans, convention="mnms"),
     ):
         with pytest.raises(UserError, match=r"the patient .* no file can be named after it") as error:
             call()
@@ -118,7 +129,7 @@ def test_an_export_is_checked_before_the_evaluation(tmp_path):
     theirs = tmp_path / "theirs" / "patient101_ED.nii.gz"
     scan(theirs)
     good, scans = volume("a.nii.gz"), tmp_path / "scans"
-    export.check([good], tmp_path / "new" / "folder", scans, "acdc")
+    export.check([good], tmp_path / "new" / "folder", scans=scans, convention="acdc")
     assert not (tmp_path / "new").exists()
     for words, volumes, folder, where in (
         ("is a file", [good], tmp_path / "file", scans),
@@ -129,7 +140,7 @@ def test_an_export_is_checked_before_the_evaluation(tmp_path):
         ("is no mask of this program", [good], theirs.parent, scans),
     ):
         with pytest.raises(UserError, match=words):
-            export.check(volumes, folder, where, "acdc")
+            export.check(volumes, folder, scans=where, convention="acdc")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

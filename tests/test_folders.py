@@ -49,7 +49,7 @@ def test_scores_by_name_and_reads_back(folders, tmp_path, capsys):
     assert (code, err) == (0, "") and "LV" in out
     rows = metrics.read_cases_csv(output)
     assert [(r["case"], r["patient"], r["phase"]) for r in rows[::3]] == [("p1_ED", "p1", "ED"), ("p1_ES", "p1", "ES")]
-    expected = metrics.score_structures(heart(), heart(1), (1.5, 1.5, 8.0), {"LV": 1})["LV"]
+    expected = metrics.score_structures(heart(), heart(1), spacing=(1.5, 1.5, 8.0), structures={"LV": 1})["LV"]
     found = next(r for r in rows if r["structure"] == "LV")
     assert found["dice"] == expected.dice and found["hd"] == pytest.approx(expected.hd) == 1.5
     assert found["volume_ml"] == pytest.approx(1.8)  # 100 voxels of 18 mm3
@@ -94,8 +94,8 @@ def test_damaged_files_are_named(folders, capsys):
 
 
 def test_unknown_spacing_is_in_voxels_without_ml(tmp_path, capsys):
-    save(tmp_path / "ref" / "a.nii", heart(), np.eye(4), "unknown")
-    save(tmp_path / "pred" / "a.nii.gz", heart(1), np.eye(4), "unknown")
+    save(tmp_path / "ref" / "a.nii", heart(), affine=np.eye(4), unit="unknown")
+    save(tmp_path / "pred" / "a.nii.gz", heart(1), affine=np.eye(4), unit="unknown")
     code, out, _ = run(capsys, tmp_path / "ref", tmp_path / "pred", LABELS, f"--output={tmp_path / 's.csv'}")
     assert code == 0 and "voxel" in out and "ml" not in out
     lv = metrics.read_cases_csv(tmp_path / "s.csv")[0]

@@ -8,7 +8,7 @@ from jras_jax.data.frame import Frame, FrameRule, frame_of
 from jras_jax.data.grid import FrameMap, Grid, located_frame, native_frame, true_frame, volume_slices
 
 RULE = FrameRule(body=(2, 3), direction=1, radius=0.2)
-GRID = Grid(64, 1.4, "fit", (0, 100), frame=RULE, whole_size=32)
+GRID = Grid(64, 1.4, unknown_spacing="fit", percentiles=(0, 100), frame=RULE, whole_size=32)
 MM = np.diag([-1.0, -1.0, 1.0, 1.0])  # the radiological view as it is stored: columns X, rows Y
 
 
@@ -26,7 +26,14 @@ def heart(shape=(140, 120), centre=(60.0, 70.0), radius=20.0, degrees=0.0, spaci
 
 def volume(mask, spacing=(1.0, 1.0, 8.0), known=True):
     affine = MM @ np.diag([*spacing, 1.0])
-    return Volume(mask.astype(np.float32) * 60, mask, affine, np.array(spacing, np.float32), known, "p")
+    return Volume(
+        mask.astype(np.float32) * 60,
+        mask,
+        affine=affine,
+        spacing=np.array(spacing, np.float32),
+        spacing_known=known,
+        patient="p",
+    )
 
 
 def overlap(a, b):
@@ -63,7 +70,12 @@ def test_labels_return_to_the_voxels_that_they_came_from(axis):
     v = volume(mask, (1.0, 1.3, 8.0))
     order = {0: (2, 0, 1), 1: (0, 2, 1), 2: (0, 1, 2)}[axis]
     stored = Volume(
-        v.image.transpose(order), mask.transpose(order), v.affine[:, [*order, 3]], v.spacing[list(order)], True, "p"
+        v.image.transpose(order),
+        mask.transpose(order),
+        affine=v.affine[:, [*order, 3]],
+        spacing=v.spacing[list(order)],
+        spacing_known=True,
+        patient="p",
     )
     slices = volume_slices(stored, GRID._replace(image_size=128), axis)
     assert isinstance(slices.mapping, FrameMap)
@@ -78,7 +90,7 @@ def test_labels_return_to_the_voxels_that_they_came_from(axis):
 def test_the_frame_returns_from_the_grid_of_whole_slices():
     v = volume(heart(degrees=20, spacing=(1.0, 1.4)), (1.0, 1.4, 8.0))
     whole = volume_slices(v, GRID.whole._replace(image_size=128))
-    found = located_frame(v, GRID, whole.mapping, np.eye(4)[whole.masks])
+    found = located_frame(v, GRID, whole=whole.mapping, probabilities=np.eye(4)[whole.masks])
     np.testing.assert_allclose(found, true_frame(v, GRID), atol=1.0)
     crop = volume_slices(v, GRID)
     again = native_frame(v, GRID, crop.mapping, labels=crop.mapping.to_native(np.eye(4)[crop.masks]))

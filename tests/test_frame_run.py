@@ -116,7 +116,7 @@ def test_a_second_round_leaves_a_frame_that_is_far_from_the_mask(opened, data):
     segmenter = opened.segmenter(gallery)
     frame = segmenter.placed(volume).located.frame
     moved = frame._replace(row=frame.row + 0.5 * frame.radius)
-    wrong = framed_slices(volume, opened.grid, volume_slices(volume, opened.grid.whole), moved)
+    wrong = framed_slices(volume, opened.grid, whole=volume_slices(volume, opened.grid.whole), frame=moved)
     better = segmenter.volume(volume, slices=wrong).located.frame
     assert better != moved and abs(better.row - frame.row) < 0.5 * frame.radius
     segmenter.rounds = 1
@@ -135,7 +135,7 @@ def test_many_scans_at_once_are_segmented_as_one_by_one(opened, tiny, data, tmp_
     (tmp_path / "together").mkdir()
     (tmp_path / "alone").mkdir()
     assert segment_files(opened, together, gallery) == []
-    again = sum(bool(x) for x in [segment_file(opened, task, gallery, segmenter) for task in alone])
+    again = sum(bool(x) for x in [segment_file(opened, task, gallery=gallery, segmenter=segmenter) for task in alone])
     assert again == len(scans)
     for a, b in zip(together, alone, strict=True):
         different = np.asarray(nib.load(a.mask).dataobj) != np.asarray(nib.load(b.mask).dataobj)

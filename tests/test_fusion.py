@@ -75,7 +75,9 @@ def query(channels=1):
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes(kind, k):
-    fused, features = both(kind, initial(kind, k), query(), maps(), maps(k), guides(k))
+    fused, features = both(
+        kind, initial(kind, k), query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k)
+    )
     assert fused.shape == (B, S, S, 2 + C if kind == "concat" else 1)
     assert [f.shape for f in features] == [f.shape for f in maps()]
     assert all(np.isfinite(x).all() for x in (fused, *features))
@@ -105,7 +107,9 @@ def test_concat_with_class_numbers_is_their_weighted_mean():
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("kind", AT_INIT_IDENTITY)
 def test_a_run_begins_as_its_baseline(kind, k):
-    fused, features = both(kind, initial(kind, k), query(), maps(), maps(k), guides(k))
+    fused, features = both(
+        kind, initial(kind, k), query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k)
+    )
     np.testing.assert_array_equal(fused, query())
     for ours, plain in zip(features, maps(), strict=True):
         np.testing.assert_array_equal(ours, plain)
@@ -113,7 +117,9 @@ def test_a_run_begins_as_its_baseline(kind, k):
 
 @pytest.mark.parametrize("kind", AT_INIT_IDENTITY)
 def test_it_does_not_stay_the_identity(kind):
-    fused, features = both(kind, perturbed(initial(kind, 2)), query(), maps(), maps(2), guides(2))
+    fused, features = both(
+        kind, perturbed(initial(kind, 2)), query=query(), query_maps=maps(), guide_maps=maps(2), shown=guides(2)
+    )
     change = np.abs(fused - query()).max() if kind == "adapter" else np.abs(features[0] - maps()[0]).max()
     assert change > 0.01
 
@@ -123,8 +129,8 @@ def test_guides_are_a_set(kind):
     variables, shown, shown_maps = perturbed(initial(kind, 3)), guides(3), maps(3)
     order = np.array([2, 0, 1])
     moved = jax.tree.map(lambda x: x[:, order], (shown, shown_maps))
-    a = both(kind, variables, query(), maps(), shown_maps, shown)
-    b = both(kind, variables, query(), maps(), moved[1], moved[0])
+    a = both(kind, variables, query=query(), query_maps=maps(), guide_maps=shown_maps, shown=shown)
+    b = both(kind, variables, query=query(), query_maps=maps(), guide_maps=moved[1], shown=moved[0])
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -137,8 +143,8 @@ def test_a_guide_of_weight_0_has_no_effect(kind):
         images=shown.images.at[:, 1].set(other.images[:, 1]), masks=shown.masks.at[:, 1].set(other.masks[:, 1])
     )
     swapped_maps = tuple(x.at[:, 1].set(y[:, 1]) for x, y in zip(shown_maps, other_maps, strict=True))
-    a = both(kind, variables, query(), maps(), shown_maps, shown)
-    b = both(kind, variables, query(), maps(), swapped_maps, swapped)
+    a = both(kind, variables, query=query(), query_maps=maps(), guide_maps=shown_maps, shown=shown)
+    b = both(kind, variables, query=query(), query_maps=maps(), guide_maps=swapped_maps, shown=swapped)
     # A guide that attention may not see keeps a millionth of the mass.
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-3 if kind == "cross_attention" else 1e-6)
@@ -175,7 +181,9 @@ def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
     every_maps = maps(ROWS)
     readout = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32),
-        jax.eval_shape(lambda: both(kind, variables, query(), maps(), maps(k), guides(k))),
+        jax.eval_shape(
+            lambda: both(kind, variables, query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k))
+        ),
     )
     key = jax.random.key(5)
 
@@ -187,8 +195,15 @@ def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
 
     def outcome(weights, indices):
         take = lambda x: jnp.take_along_axis(x, indices.reshape(B, k, *(1,) * (x.ndim - 2)), 1)  # noqa: E731
-        shown = Guides(take(every.images), take(every.masks), weights, indices, weights)
-        out = both(kind, variables, query(), maps(), tuple(take(x) for x in every_maps), shown)
+        shown = Guides(take(every.images), take(every.masks), weights=weights, indices=indices, similarity=weights)
+        out = both(
+            kind,
+            variables,
+            query=query(),
+            query_maps=maps(),
+            guide_maps=tuple(take(x) for x in every_maps),
+            shown=shown,
+        )
         return sum(jnp.vdot(x, r) for x, r in zip(jax.tree.leaves(out), jax.tree.leaves(readout), strict=True))
 
     @jax.jit
@@ -200,7 +215,7 @@ def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
     step = 3e-3
     if strategy == "gumbel_top_k":
         # The straight-through estimate is linear: weights move from 1/k as the soft ones do.
-        soft = [_soft_gumbel(embeddings + s * step * direction, rows, key, k) for s in (1, -1)]
+        soft = [_soft_gumbel(embeddings + s * step * direction, rows, key=key, k=k) for s in (1, -1)]
         chosen = selected(embeddings)
         moved = [chosen.weights + (x - (soft[0] + soft[1]) / 2) for x in soft]
         measured = (outcome(moved[0], chosen.indices) - outcome(moved[1], chosen.indices)) / (2 * step)
@@ -212,8 +227,8 @@ def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
 
 def _soft_gumbel(embeddings, rows, key, k):
     similarity = embeddings @ rows.T
-    noise = selection.ranking_noise("gumbel_top_k", B, ROWS, 0.5, key)
-    indices = selection.pick(similarity, jnp.ones_like(similarity, bool), noise, "gumbel_top_k", k)
+    noise = selection.ranking_noise("gumbel_top_k", B, rows=ROWS, temperature=0.5, key=key)
+    indices = selection.pick(similarity, jnp.ones_like(similarity, bool), noise=noise, strategy="gumbel_top_k", k=k)
     return jax.nn.softmax(jnp.take_along_axis(similarity + noise, indices, 1) / 0.5)
 
 
@@ -229,7 +244,7 @@ def test_unknown_names_and_options_are_refused():
 def _blank_outputs(kind, shown):
     """What a perturbed fusion gives; the guides' features are alike, as an encoder has them of empty images."""
     alike = tuple(jnp.broadcast_to(m[:1, :1], m.shape) for m in maps(2))
-    return both(kind, perturbed(initial(kind, 2)), query(), maps(), alike, shown)
+    return both(kind, perturbed(initial(kind, 2)), query=query(), query_maps=maps(), guide_maps=alike, shown=shown)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -173,7 +173,7 @@ def through_prediction(root, suffix, scan, mask):
     (task,) = scans.tasks(root, root / "out")
     for volume in scans.frames(nifti.read_scan(task.scan), CARDIAC):
         for spacing in (1.4, 0.0):
-            slices = volume_slices(volume, Grid(32, spacing, "fit", (0.5, 99.5)))
+            slices = volume_slices(volume, Grid(32, spacing, unknown_spacing="fit", percentiles=(0.5, 99.5)))
             assert slices.images.shape == (volume.image.shape[2], 32, 32)
 
 

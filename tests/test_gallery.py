@@ -76,7 +76,7 @@ def retrieval(devices, strategy, exclude, k=K, recall_target=1.0):
             recall_target=recall_target, scores=scores if strategy == "oracle" else None, key=key, mesh=device_mesh,
         )  # fmt: skip
         if strategy == "softmax":
-            guides = mix(gallery, found[1], found[2], CLASSES, chunk=8)
+            guides = mix(gallery, found[1], similarity=found[2], num_classes=CLASSES, chunk=8)
         else:
             guides = fetch(gallery, *found, CLASSES, mesh=device_mesh)
         return *found, guides.images, guides.masks
@@ -230,7 +230,7 @@ def test_a_gallery_in_host_memory_gives_the_same_guides(devices):
 def test_softmax_over_a_host_gallery_is_refused():
     gallery = gallery_on(None, memory="host")
     with pytest.raises(UserError, match=r"gallery_memory='device'"):
-        mix(gallery, jnp.ones((1, ROWS)) / ROWS, jnp.ones((1, ROWS)), CLASSES)
+        mix(gallery, jnp.ones((1, ROWS)) / ROWS, similarity=jnp.ones((1, ROWS)), num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("chunk", [8, 37, 256])
@@ -243,7 +243,7 @@ def test_mix_and_its_gradient_equal_one_dense_product(chunk):
     to_image, to_mask = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, SIDE, SIDE), (3, SIDE, SIDE, 4)))
 
     def ours(w):
-        mixed = mix(gallery, w, w, CLASSES, chunk=chunk)
+        mixed = mix(gallery, w, similarity=w, num_classes=CLASSES, chunk=chunk)
         return jnp.sum(mixed.images[:, 0] * to_image) + jnp.sum(mixed.masks[:, 0] * to_mask)
 
     def dense(w):
@@ -252,7 +252,7 @@ def test_mix_and_its_gradient_equal_one_dense_product(chunk):
 
     np.testing.assert_allclose(ours(weights), dense(weights), rtol=1e-4)
     np.testing.assert_allclose(jax.grad(ours)(weights), jax.grad(dense)(weights), rtol=1e-4, atol=1e-4)
-    mixed = mix(gallery, weights, weights, CLASSES, chunk=chunk)
+    mixed = mix(gallery, weights, similarity=weights, num_classes=CLASSES, chunk=chunk)
     np.testing.assert_array_equal(mixed.indices[:, 0], weights.argmax(1))
     np.testing.assert_array_equal(mixed.weights, np.ones((3, 1)))
 
@@ -265,7 +265,11 @@ def test_approximate_search_reaches_its_recall_and_keeps_the_rule(devices):
     queries, _ = asked(8, rows)
     embeddings = unit(rng, BATCH, DIM)
     exact, near = (
-        np.asarray(retrieval(devices, "top_k", "patient", 10, target)(gallery, embeddings, queries, None, None)[0])
+        np.asarray(
+            retrieval(devices, "top_k", exclude="patient", k=10, recall_target=target)(
+                gallery, embeddings, queries, None, None
+            )[0]
+        )
         for target in (1.0, 0.9)
     )
     shared = np.mean([len(np.intersect1d(a, b)) for a, b in zip(exact, near, strict=True)]) / 10

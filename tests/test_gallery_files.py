@@ -23,7 +23,7 @@ def embeddings(rows):
 @pytest.fixture
 def saved(tmp_path):
     rows = table()
-    gallery_files.save(tmp_path / "gallery", rows, embeddings(len(rows)), "f" * 64)
+    gallery_files.save(tmp_path / "gallery", rows, embeddings=embeddings(len(rows)), fingerprint="f" * 64)
     return tmp_path / "gallery"
 
 
@@ -89,11 +89,11 @@ def test_a_file_that_is_no_safetensors_is_refused_even_with_a_right_checksum(sav
 
 def test_saving_again_replaces_the_gallery(saved):
     other = table(patients=("x",))
-    gallery_files.save(saved, other, embeddings(len(other)), "0" * 64)
+    gallery_files.save(saved, other, embeddings=embeddings(len(other)), fingerprint="0" * 64)
     equal(gallery_files.read(saved, "0" * 64)[0], other)
 
 
 def test_a_joined_gallery_survives_the_disk(tmp_path):
     both = joined(table(("a",)), table(("b",), seed=1))
-    gallery_files.save(tmp_path, both, embeddings(len(both)), "1" * 64)
+    gallery_files.save(tmp_path, both, embeddings=embeddings(len(both)), fingerprint="1" * 64)
     equal(gallery_files.read(tmp_path)[0], both)

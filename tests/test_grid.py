@@ -21,7 +21,7 @@ def dice(a, b):
 @pytest.mark.parametrize("spacing_mm", [0.0, 1.0, 1.5])
 def test_masks_survive_the_way_to_the_grid_and_back(spacing_mm):
     v = volume(blob())
-    m = grid_map(v, Grid(128, spacing_mm, "fit", (0, 100)))
+    m = grid_map(v, Grid(128, spacing_mm, unknown_spacing="fit", percentiles=(0, 100)))
     there = m.labels_to_model(v.mask)
     assert there.shape == (4, 128, 128)
     back = m.to_native(onehot(there))
@@ -31,20 +31,20 @@ def test_masks_survive_the_way_to_the_grid_and_back(spacing_mm):
 
 def test_native_resolution_is_exact():
     v = volume(blob())
-    m = grid_map(v, Grid(80, 0.0, "fit", (0, 100)))
+    m = grid_map(v, Grid(80, 0.0, unknown_spacing="fit", percentiles=(0, 100)))
     np.testing.assert_array_equal(m.to_native(onehot(m.labels_to_model(v.mask))), v.mask)
 
 
 def test_what_the_grid_crops_is_background():
     v = volume(blob(shape=(100, 100, 2), centre=(8, 50)))
-    m = grid_map(v, Grid(40, 0.0, "fit", (0, 100)))
+    m = grid_map(v, Grid(40, 0.0, unknown_spacing="fit", percentiles=(0, 100)))
     back = m.to_native(onehot(m.labels_to_model(v.mask)))
     assert back.shape == (100, 100, 2) and not back[:29].any() and v.mask[:29].any()
 
 
 def test_resampling_keeps_millimetres():
     v = volume(blob(), spacing=(1.0, 2.0, 8.0))
-    m = grid_map(v, Grid(128, 1.0, "fit", (0, 100)))
+    m = grid_map(v, Grid(128, 1.0, unknown_spacing="fit", percentiles=(0, 100)))
     there = m.labels_to_model(v.mask)[0]
     rows, cols = np.nonzero(there == 3)
     # 12 voxels of 2 mm along y (rows) and of 1 mm along x (columns)
@@ -53,15 +53,18 @@ def test_resampling_keeps_millimetres():
 
 def test_unknown_spacing_fits_or_crops():
     v = volume(blob(), known=False, spacing=(1, 1, 1))
-    fit = grid_map(v, Grid(120, 1.4, "fit", (0, 100)))
+    fit = grid_map(v, Grid(120, 1.4, unknown_spacing="fit", percentiles=(0, 100)))
     assert fit.scale == (2.0, 2.0)
-    assert grid_map(v, Grid(120, 1.4, "crop", (0, 100))).scale == (1.0, 1.0)
+    assert grid_map(v, Grid(120, 1.4, unknown_spacing="crop", percentiles=(0, 100))).scale == (1.0, 1.0)
 
 
 def test_a_model_of_scans_without_spacing_sees_known_ones_at_its_own_scale():
     v = volume(blob())
     assert v.spacing_known
-    resampled, fitted = (grid_map(v, Grid(120, 1.4, "fit", (0, 100), ignore)) for ignore in (False, True))
+    resampled, fitted = (
+        grid_map(v, Grid(120, 1.4, unknown_spacing="fit", percentiles=(0, 100), ignore_spacing=ignore))
+        for ignore in (False, True)
+    )
     assert fitted.scale == (120 / max(v.image.shape[:2]),) * 2 != resampled.scale
     assert (fitted.transpose, fitted.flip_rows) == (resampled.transpose, resampled.flip_rows)
 
@@ -69,7 +72,7 @@ def test_a_model_of_scans_without_spacing_sees_known_ones_at_its_own_scale():
 def test_any_storage_order_looks_the_same_on_the_grid():
     """The same anatomy stored in all eight in-plane orders, each with its affine, gives the same slices."""
     v = volume(blob(shape=(60, 60, 3)), affine=np.diag([-1.5, -1.5, 8.0, 1.0]))
-    reference, ref_mask, *_ = volume_slices(v, Grid(64, 1.5, "fit", (0, 100)))
+    reference, ref_mask, *_ = volume_slices(v, Grid(64, 1.5, unknown_spacing="fit", percentiles=(0, 100)))
     for transpose, fx, fy in itertools.product((False, True), repeat=3):
         image, mask, affine = v.image, v.mask, v.affine.copy()
         if transpose:
@@ -83,8 +86,8 @@ def test_any_storage_order_looks_the_same_on_the_grid():
             image, mask = image[:, ::-1], mask[:, ::-1]
             affine[:3, 3] += affine[:3, 1] * (image.shape[1] - 1)
             affine[:3, 1] *= -1
-        stored = Volume(image, mask, affine, v.spacing, True, "p", "ED")
-        images, masks, m, _ = volume_slices(stored, Grid(64, 1.5, "fit", (0, 100)))
+        stored = Volume(image, mask, affine=affine, spacing=v.spacing, spacing_known=True, patient="p", phase="ED")
+        images, masks, m, _ = volume_slices(stored, Grid(64, 1.5, unknown_spacing="fit", percentiles=(0, 100)))
         np.testing.assert_array_equal(masks, ref_mask)
         np.testing.assert_array_equal(images, reference)
         np.testing.assert_array_equal(m.to_native(onehot(masks)), mask)

@@ -11,7 +11,7 @@ from jras_jax.joint.build import build_model, init_variables
 from jras_jax.retrieval.gallery import QueryKeys
 from tests.test_gallery import BATCH, CLASSES, DIM, ROWS, gallery_on, table, unit
 
-TOP = joint.Selection("top_k", 2, 0.1, "patient")
+TOP = joint.Selection("top_k", 2, temperature=0.1, exclude="patient")
 
 
 def test_standardised_slices_have_mean_0_deviation_1_and_forget_the_scanner():
@@ -27,12 +27,18 @@ def test_retrieved_guides_are_the_rows_they_name():
     rows, gallery = table(), gallery_on(None)
     own = np.arange(BATCH, dtype=np.int32)
     queries = QueryKeys(jnp.asarray(rows.patient[own]), jnp.asarray(own))
-    found = joint.retrieve(gallery.embeddings[:BATCH], gallery, queries, TOP, CLASSES)
+    found = joint.retrieve(gallery.embeddings[:BATCH], gallery, queries=queries, selection=TOP, num_classes=CLASSES)
     indices = np.asarray(found.indices)
     np.testing.assert_allclose(found.images, rows.images[indices] / np.float32(255), atol=1e-6)
     np.testing.assert_array_equal(found.masks.argmax(-1), rows.masks[indices])
     assert (rows.patient[indices] != rows.patient[own][:, None]).all()
-    free = joint.retrieve(gallery.embeddings[:BATCH], gallery, queries, TOP._replace(exclude="none"), CLASSES)
+    free = joint.retrieve(
+        gallery.embeddings[:BATCH],
+        gallery,
+        queries=queries,
+        selection=TOP._replace(exclude="none"),
+        num_classes=CLASSES,
+    )
     np.testing.assert_array_equal(free.indices[:, 0], own)  # without a rule a slice finds itself
 
 
@@ -41,13 +47,17 @@ def test_the_oracle_is_led_by_scores_alone_and_needs_them():
     queries = QueryKeys(jnp.full(BATCH, -1), jnp.full(BATCH, -1))
     oracle = TOP._replace(strategy="oracle")
     embeddings, scores = unit(rng, BATCH, DIM), rng.random((BATCH, ROWS)).astype(np.float32)
-    found = joint.retrieve(embeddings, gallery, queries, oracle, CLASSES, scores=jnp.asarray(scores))
+    found = joint.retrieve(
+        embeddings, gallery, queries=queries, selection=oracle, num_classes=CLASSES, scores=jnp.asarray(scores)
+    )
     np.testing.assert_array_equal(found.indices, np.argsort(-scores, 1)[:, :2])
-    ignored = joint.retrieve(embeddings, gallery, queries, TOP, CLASSES, scores=jnp.asarray(scores))
-    plain = joint.retrieve(embeddings, gallery, queries, TOP, CLASSES)
+    ignored = joint.retrieve(
+        embeddings, gallery, queries=queries, selection=TOP, num_classes=CLASSES, scores=jnp.asarray(scores)
+    )
+    plain = joint.retrieve(embeddings, gallery, queries=queries, selection=TOP, num_classes=CLASSES)
     np.testing.assert_array_equal(ignored.indices, plain.indices)
     with pytest.raises(UserError, match=r"strategy='oracle' needs the queries' true masks"):
-        joint.retrieve(embeddings, gallery, queries, oracle, CLASSES)
+        joint.retrieve(embeddings, gallery, queries=queries, selection=oracle, num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["prototype", "concat"])

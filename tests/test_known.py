@@ -16,7 +16,7 @@ from jras_jax.inference.trained_run import open_run
 from jras_jax.retrieval.known import KnownPatients
 from tests.volumes import blob, volume
 
-GRID = Grid(32, 0.0, "fit", (0.0, 100.0))
+GRID = Grid(32, 0.0, unknown_spacing="fit", percentiles=(0.0, 100.0))
 
 
 def table(*patients):
@@ -106,7 +106,7 @@ def test_the_terminal_says_who_was_recognised_by_what(run, phantom_scans, tmp_pa
             nib.save(changed, file)
         else:
             shutil.copy(source, file)
-        evidence, err = predict(capsys, run, file, tmp_path / "out")
+        evidence, err = predict(capsys, run, source=file, output=tmp_path / "out")
         (first, how), *others = expected.items()
         assert (evidence["gallery_patient"], evidence["matched_by"]) == (first, how)
         assert evidence["other_gallery_patients"] == dict(others)
@@ -119,7 +119,9 @@ def test_the_terminal_says_who_was_recognised_by_what(run, phantom_scans, tmp_pa
 
 
 def test_a_stranger_is_not_talked_about(run, phantom_scans, tmp_path, capsys):
-    evidence, err = predict(capsys, run, next(phantom_scans.rglob("patient101_frame01.nii.gz")), tmp_path / "out")
+    evidence, err = predict(
+        capsys, run, source=next(phantom_scans.rglob("patient101_frame01.nii.gz")), output=tmp_path / "out"
+    )
     assert err == [] and evidence["gallery_patient"] is evidence["matched_by"] is None
     assert evidence["gallery_slices_left_out"] == 0
 

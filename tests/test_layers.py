@@ -42,7 +42,9 @@ def test_resize_equals_torch(old, new, method, align_corners, channels):
     expected = torch.nn.functional.interpolate(
         parity.channels_first(torch, x), new, mode=method, align_corners=align_corners
     )
-    parity.assert_close(layers.resize(x, new, method, align_corners), parity.channels_last(expected), 1e-5)
+    parity.assert_close(
+        layers.resize(x, new, method=method, align_corners=align_corners), parity.channels_last(expected), 1e-5
+    )
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
@@ -50,7 +52,7 @@ def test_resize_equals_torch(old, new, method, align_corners, channels):
 @pytest.mark.parametrize(("old", "new"), [(1, 1), (1, 5), (5, 1), (3, 8), (8, 3), (7, 7)])
 def test_resize_matrix_is_an_average(method, align_corners, old, new):
     """Weights of each output sum to one (constants stay), bilinear ones are none below zero, mirroring commutes."""
-    matrix = layers.resize_matrix(old, new, method, align_corners)
+    matrix = layers.resize_matrix(old, new, method=method, align_corners=align_corners)
     assert matrix.shape == (new, old) and matrix.dtype == np.float32
     np.testing.assert_allclose(matrix.sum(1), 1.0, atol=1e-6)
     if method == "bilinear":
@@ -63,8 +65,13 @@ def test_resize_matrix_is_an_average(method, align_corners, old, new):
 
 def test_aligned_corners_coincide_and_ramps_stay_ramps():
     ramp = np.linspace(0.0, 1.0, 5, dtype=np.float32)
-    np.testing.assert_allclose(layers.resize_matrix(5, 9, "bilinear", True) @ ramp, np.linspace(0, 1, 9), atol=1e-6)
-    assert np.abs(layers.resize_matrix(5, 9, "bilinear", False) @ ramp - np.linspace(0, 1, 9)).max() > 0.02
+    np.testing.assert_allclose(
+        layers.resize_matrix(5, 9, method="bilinear", align_corners=True) @ ramp, np.linspace(0, 1, 9), atol=1e-6
+    )
+    assert (
+        np.abs(layers.resize_matrix(5, 9, method="bilinear", align_corners=False) @ ramp - np.linspace(0, 1, 9)).max()
+        > 0.02
+    )
 
 
 def test_resize_is_the_identity_on_its_own_size_and_keeps_the_dtype():

@@ -113,7 +113,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, mo
         whole = tiny.train(tmp_path / "whole", **changes)
     assert [s._cache_size() for s in steps] == [1]  # neither a refresh nor a validation makes it compile again
     parts = tmp_path / "parts"
-    interrupted(tiny, parts, stop_after, 3, monkeypatch, **changes)
+    interrupted(tiny, parts, stop_after=stop_after, at=3, monkeypatch=monkeypatch, **changes)
     tiny.train(parts, **changes)
     same_bits(arrays_of(parts, 6), arrays_of(whole, 6))
     logged = [(d / "metrics.csv").read_text().splitlines() for d in (parts, whole)]
@@ -125,7 +125,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, mo
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(tiny, trained_run, tmp_path, stop_after, monkeypatch):
     workdir = tmp_path / "run"
-    interrupted(tiny, workdir, stop_after, 3, monkeypatch, mesh__data=8)
+    interrupted(tiny, workdir, stop_after=stop_after, at=3, monkeypatch=monkeypatch, mesh__data=8)
     tiny.train(workdir, mesh__data=1)
     ours, one = (
         [row.split(",") for row in (d / "metrics.csv").read_text().splitlines()] for d in (workdir, trained_run)
@@ -227,7 +227,7 @@ def test_what_is_logged_does_not_depend_on_being_stopped(tiny, tmp_path, stop_af
         "retrieval__refresh_every": 2,
     }
     whole, parts = tiny.train(tmp_path / "whole", **changes), tmp_path / "parts"
-    interrupted(tiny, parts, stop_after, 3, monkeypatch, **changes)
+    interrupted(tiny, parts, stop_after=stop_after, at=3, monkeypatch=monkeypatch, **changes)
     tiny.train(parts, **changes)
     logged = []
     for workdir in (whole, parts):

@@ -55,7 +55,9 @@ class Program:
         tx = state.build_optimizer(groups, self.config.optim, self.config.train.num_steps)
         before = state.TrainState(abstract(), params, extra, jax.eval_shape(tx.init, params), None)
         shardings = mesh.parameter_shardings(before, self.mesh)
-        jitted = step.compile_step(step.make_step(self.model, tx, self.config, self.mesh), shardings, self.mesh)
+        jitted = step.compile_step(
+            step.make_step(self.model, tx, config=self.config, device_mesh=self.mesh), shardings, self.mesh
+        )
         batch = {name: abstract(BATCH, SIDE, SIDE, dtype=jnp.uint8) for name in ("image", "mask")}
         batch |= {name: abstract(BATCH) for name in ("patient", "row")}
         return jitted, (before, batch, self.gallery, None, False)
@@ -64,7 +66,7 @@ class Program:
         made = Segmenter(
             lambda: self.model,
             joint.Selection.of(self.config.retrieval),
-            Grid(SIDE, 1.4, "fit", (0.5, 99.5)),
+            Grid(SIDE, 1.4, unknown_spacing="fit", percentiles=(0.5, 99.5)),
             batch_size=BATCH,
             device_mesh=self.mesh,
             tta=True,

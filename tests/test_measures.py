@@ -53,17 +53,17 @@ def test_summary_of_a_perfect_first_guide():
     gallery = masks(5)
     indices = np.array([[0, 1], [1, 2], [2, 3]])
     weights = np.array([[0.9, 0.1]] * 3)
-    found = measures.summary(gallery[:3], indices, weights, gallery)
+    found = measures.summary(gallery[:3], indices, weights=weights, masks=gallery)
     assert found["retrieval_dice_1"] == 1.0 > found["retrieval_dice_k"]  # the other guide has a tenth of every pixel
     assert found["gallery_used"] == pytest.approx(4 / 5)
     assert found["weight_entropy"] == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)))
-    same = measures.summary(gallery[:3], indices[:, [0, 0]], weights, gallery)
+    same = measures.summary(gallery[:3], indices[:, [0, 0]], weights=weights, masks=gallery)
     assert same["retrieval_dice_k"] == pytest.approx(1.0)
 
 
 def test_the_heaviest_guide_counts_at_any_place():
     gallery = masks(3, seed=4)
-    found = measures.summary(gallery[[1]], np.array([[2, 1]]), np.array([[0.2, 0.8]]), gallery)
+    found = measures.summary(gallery[[1]], np.array([[2, 1]]), weights=np.array([[0.2, 0.8]]), masks=gallery)
     assert found["retrieval_dice_1"] == 1.0
 
 
@@ -79,10 +79,10 @@ def test_the_mix_is_the_soft_dice_of_the_mean_of_one_hot_masks():
             if soft.sum() + true.sum():
                 scores.append(2 * (soft * true).sum() / (soft.sum() + true.sum()))
         want.append(np.mean(scores) if scores else 1.0)
-    found = measures.guide_dice(truth, indices, weights, gallery)
+    found = measures.guide_dice(truth, indices, weights=weights, masks=gallery)
     np.testing.assert_allclose(found[1], want, atol=1e-12)
     assert (np.abs(found[0] - found[1]) > 1e-3).any()  # at two guides, too, it is another number than the first guide's
-    one = measures.guide_dice(truth, indices[:, :1], np.ones((6, 1)), gallery)
+    one = measures.guide_dice(truth, indices[:, :1], weights=np.ones((6, 1)), masks=gallery)
     np.testing.assert_allclose(one[1], one[0])
 
 
@@ -94,7 +94,7 @@ def test_controls_by_their_definition_and_in_their_order():
     rows[5] = images[3] // 2  # darker, but the same picture
     allowed = rng.random((6, 9)) > 0.3
     allowed[:, :2], allowed[3, 4:6] = True, True
-    found = measures.controls(truth, images, allowed, gallery, rows)
+    found = measures.controls(truth, images, allowed=allowed, masks=gallery, gallery_images=rows)
     dice = np.array([[dice_by_definition(x, y) for y in gallery] for x in truth])
     assert found["retrieval_random"] == pytest.approx(
         np.mean([d[a].mean() for d, a in zip(dice, allowed, strict=True)]), abs=1e-5
@@ -103,7 +103,7 @@ def test_controls_by_their_definition_and_in_their_order():
         np.mean([d[a].max() for d, a in zip(dice, allowed, strict=True)]), abs=1e-5
     )
     assert found["retrieval_oracle"] >= max(found["retrieval_random"], found["retrieval_pixel"])
-    only = measures.controls(truth[[3]], images[[3]], np.ones((1, 9), bool), gallery, rows)
+    only = measures.controls(truth[[3]], images[[3]], allowed=np.ones((1, 9), bool), masks=gallery, gallery_images=rows)
     assert only["retrieval_pixel"] == pytest.approx(dice[3, 5], abs=1e-6)
 
 
@@ -111,7 +111,9 @@ def test_controls_never_use_a_forbidden_row():
     truth = masks(4, 3)
     images = np.random.default_rng(1).integers(0, 256, truth.shape, np.uint8)
     allowed = ~np.eye(4, dtype=bool)
-    found = measures.controls(truth, images, allowed, truth, images)  # each query's copy is in the gallery
+    found = measures.controls(
+        truth, images, allowed=allowed, masks=truth, gallery_images=images
+    )  # each query's copy is in the gallery
     dice = np.array([[dice_by_definition(x, y) for y in truth] for x in truth])
     assert found["retrieval_oracle"] == pytest.approx(np.where(allowed, dice, -1).max(1).mean(), abs=1e-5)
     assert found["retrieval_pixel"] < 1
@@ -119,8 +121,8 @@ def test_controls_never_use_a_forbidden_row():
 
 def test_nothing_to_measure_is_nan():
     none = np.zeros((0, SIDE, SIDE), np.uint8)
-    found = measures.summary(none, np.zeros((0, 2), int), np.zeros((0, 2)), masks(2))
-    found |= measures.controls(none, none, np.zeros((0, 2), bool), masks(2), masks(2))
+    found = measures.summary(none, np.zeros((0, 2), int), weights=np.zeros((0, 2)), masks=masks(2))
+    found |= measures.controls(none, none, allowed=np.zeros((0, 2), bool), masks=masks(2), gallery_images=masks(2))
     assert len(found) == 7 and all(np.isnan(v) for v in found.values())
 
 

@@ -36,7 +36,9 @@ def test_reproduces_the_mnms_challenges_own_evaluation(shared):
     for case in expected:
         truth = nifti.read_labels(folder / f"{case['Name']}_gt.nii.gz")
         found = nifti.read_labels(folder / f"{case['Name']}_pred.nii.gz")
-        scores = metrics.score_structures(truth.array, found.array, truth.spacing, {"LV": 1, "MYO": 2, "RV": 3})
+        scores = metrics.score_structures(
+            truth.array, found.array, spacing=truth.spacing, structures={"LV": 1, "MYO": 2, "RV": 3}
+        )
         for name, s in scores.items():
             ours = {"Dice": s.dice, "Jaccard": s.jaccard, "Hausdorff": s.hd, "ASSD": s.assd}
             for title, value in ours.items():
@@ -65,7 +67,7 @@ def test_hand_computed_distances_volumes_and_jaccard():
     a, b = np.zeros((12, 3, 3), np.uint8), np.zeros((12, 3, 3), np.uint8)
     a[1, 1, 1] = 1
     b[1, 1, 1] = b[5, 1, 1] = 1  # directed distances: a to b 0; b to a 0 and 4 voxels of 2 mm
-    s = metrics.score_structures(a, b, (2.0, 1.0, 5.0), ONE)["LV"]
+    s = metrics.score_structures(a, b, spacing=(2.0, 1.0, 5.0), structures=ONE)["LV"]
     assert (s.dice, s.jaccard) == (pytest.approx(2 / 3), 0.5)
     assert s.hd == 8.0
     assert s.assd == pytest.approx((0 + (0 + 8) / 2) / 2)  # the mean of the means; pooled would be 8 / 3
@@ -97,7 +99,7 @@ def test_a_perfect_mask_scores_one_and_zero():
 def test_rules_for_empty_masks():
     nothing, something = np.zeros((5, 5, 2), np.uint8), np.zeros((5, 5, 2), np.uint8)
     something[2, 2] = 1
-    both = metrics.score_structures(nothing, nothing, SPACING, ONE)["LV"]
+    both = metrics.score_structures(nothing, nothing, spacing=SPACING, structures=ONE)["LV"]
     assert (both.dice, both.jaccard, both.hd, both.hd95, both.assd, both.empty) == (1, 1, 0, 0, 0, "both")
     for pair, name in (((nothing, something), "reference"), ((something, nothing), "prediction")):
         s = metrics.score_structures(*pair, SPACING, ONE)["LV"]
@@ -155,7 +157,7 @@ def test_position_scores_find_the_third_that_fails():
     assert found["base", "LV"] == found["mid", "LV"] == (1.0, "")
     assert found["apex", "LV"] == (0.0, "prediction")
     assert found["apex", "RV"] == (1.0, "both")
-    whole = metrics.score_structures(reference, prediction, None, {"LV": 3})["LV"]
+    whole = metrics.score_structures(reference, prediction, spacing=None, structures={"LV": 3})["LV"]
     counts = [sum(r[k] for r in rows if r["structure"] == "LV") for k in ("voxels", "reference_voxels")]
     assert counts == [whole.voxels, whole.reference_voxels]
 

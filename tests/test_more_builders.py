@@ -120,7 +120,7 @@ def mnms2(folder, patients=("001", "161", "201")):
 def test_mnms2_reads_short_axes_alone_by_the_challenges_split(tmp_path):
     folder = mnms2(tmp_path / "data" / "MnM2")
     for split, code in (("train", "001"), ("validation", "161"), ("test", "201")):
-        found = load("mnms2", tmp_path / "data", tmp_path, split)
+        found = load("mnms2", tmp_path / "data", tmp_path=tmp_path, split=split)
         assert [(v.patient, v.phase) for v in found] == [(code, "ED"), (code, "ES")]
         assert all("_SA_" in v.source and v.image.shape == (22, 20, 3) for v in found)
         assert found[0].vendor == "Philips Medical Systems" and found[0].group == "HCM"

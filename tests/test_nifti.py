@@ -49,7 +49,7 @@ def test_reads_values_and_geometry(tmp_path, kind, name):
 def test_applies_slope_and_intercept(tmp_path):
     img = image(voxels())
     img.header.set_slope_inter(0.5, -3)
-    patched(tmp_path / "a.nii", img, 112, np.array([0.5, -3], np.float32).tobytes())
+    patched(tmp_path / "a.nii", img, offset=112, value=np.array([0.5, -3], np.float32).tobytes())
     np.testing.assert_allclose(nifti.read_scan(tmp_path / "a.nii").array, voxels() * 0.5 - 3)
 
 
@@ -129,7 +129,7 @@ def broken(path, how):
         "pair": (344, b"ni1\x00", "separate .img"),
     }
     offset, value, words = header[how]
-    patched(path, img, offset, value)
+    patched(path, img, offset=offset, value=value)
     return words
 
 

@@ -34,17 +34,26 @@ class Loss:
         embeddings = rng.normal(size=(ROWS, config.retriever.dim)).astype(np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         whose = jnp.arange(ROWS, dtype=jnp.int32) // 3
-        self.gallery = Gallery(jnp.asarray(embeddings), pixels(ROWS), labels(ROWS), whose, jnp.ones(ROWS, bool))
+        self.gallery = Gallery(
+            jnp.asarray(embeddings), pixels(ROWS), masks=labels(ROWS), patient=whose, valid=jnp.ones(ROWS, bool)
+        )
         self.batch = {"image": pixels(BATCH), "mask": labels(BATCH), "patient": whose[:BATCH]}
         self.batch["row"] = jnp.arange(BATCH, dtype=jnp.int32)
 
     def __call__(self, params):
         c = self.config
         terms = step.LossTerms(
-            Passes.of(self.model.apply, c.train, None), self.model.num_classes, c.augment, c.retrieval, c.loss, None
+            Passes.of(self.model.apply, c.train, None),
+            self.model.num_classes,
+            augment=c.augment,
+            retrieval=c.retrieval,
+            loss=c.loss,
+            mesh=None,
         )
         key = jax.random.key(0)
-        return step.joint_loss(params, {}, self.batch, self.gallery, None, key, terms=terms, contrast=True)
+        return step.joint_loss(
+            params, {}, batch=self.batch, gallery=self.gallery, cache=None, key=key, terms=terms, contrast=True
+        )
 
     def gradient(self):
         jitted = jax.jit(jax.value_and_grad(self, has_aux=True))
@@ -83,7 +92,7 @@ def test_every_part_has_slices_of_every_device(devices, parts):
     def apply(variables, x, train, method):
         return x + variables
 
-    passes = Passes(apply, parts, False, made)
+    passes = Passes(apply, parts, remat=False, mesh=made)
     split = passes._split(x)
     assert split.shape == (parts, 16 // parts, 3)
     for part in np.asarray(split)[..., 0]:

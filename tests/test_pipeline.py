@@ -56,10 +56,15 @@ def test_the_files_are_those_of_one_scan_after_the_other(trained_run, tiny, scan
     run, gallery = opened(trained_run, tiny, *overrides)
     segmenter = run.segmenter(gallery.arrays)
     for task in tasks(scans, tmp_path / "single"):
-        segment_file(run, task, gallery, segmenter)
+        segment_file(run, task, gallery=gallery, segmenter=segmenter)
     told, noted = [], []
     faults = pipeline.segment_files(
-        run, tasks(scans, tmp_path / "many"), gallery, segmenter, tell=lambda *x: told.append(x), note=noted.append
+        run,
+        tasks(scans, tmp_path / "many"),
+        gallery=gallery,
+        segmenter=segmenter,
+        tell=lambda *x: told.append(x),
+        note=noted.append,
     )
     assert faults == [] and len(told) == len(DEPTHS) + 2 and all(fault == "" for _, _, fault in told)
     assert [number for number, _, _ in told] == list(range(1, len(told) + 1))
@@ -79,7 +84,7 @@ def test_batches_are_full_across_volumes(trained_run, tiny, scans, tmp_path, mon
         "started",
         lambda self, images, *rest: sizes.append(len(images)) or started(self, images, *rest),
     )
-    pipeline.segment_files(run, tasks(scans, tmp_path), gallery, segmenter)
+    pipeline.segment_files(run, tasks(scans, tmp_path), gallery=gallery, segmenter=segmenter)
     assert set(sizes[:-1]) == {segmenter.batch_size} and 0 < sizes[-1] <= segmenter.batch_size
 
 

@@ -49,14 +49,14 @@ def test_masks_among_the_scans_are_left_out_and_that_is_said(run, tmp_path, caps
         scan(tmp_path / "scans" / f"{name}.nii.gz")
     once = ["a.json", "a.nii.gz", "b.json", "b.nii.gz"]
     for count in range(3):
-        status, out, err = predict(capsys, run, tmp_path / "scans", tmp_path / "scans" / "masks")
+        status, out, err = predict(capsys, run, source=tmp_path / "scans", output=tmp_path / "scans" / "masks")
         assert status == 0 and "[2/2]" in out and files_of(tmp_path / "scans" / "masks") == once
         assert err == ([f"note: {tmp_path}/scans: leaves out 2 masks written by this program, such as "
                         f"{tmp_path}/scans/masks/a.nii.gz"] if count else [])  # fmt: skip
     shutil.copy(tmp_path / "scans/masks/a.nii.gz", tmp_path / "scans/renamed.nii.gz")  # without its JSON
-    status, out, _ = predict(capsys, run, tmp_path / "scans", tmp_path / "elsewhere")
+    status, out, _ = predict(capsys, run, source=tmp_path / "scans", output=tmp_path / "elsewhere")
     assert status == 0 and files_of(tmp_path / "elsewhere") == once
-    status, _, err = predict(capsys, run, tmp_path / "scans/masks/a.nii.gz", tmp_path / "again")
+    status, _, err = predict(capsys, run, source=tmp_path / "scans/masks/a.nii.gz", output=tmp_path / "again")
     assert status == 2 and "is a mask written by this program; give the scans" in err[-1]
     assert not (tmp_path / "again").exists()
 
@@ -96,7 +96,7 @@ def shadowing(tmp_path):
 def test_masks_that_would_shadow_or_overwrite_are_refused(run, tmp_path, capsys):
     for what, (source, output) in shadowing(tmp_path).items():
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-        status, _, err = predict(capsys, run, source, output)
+        status, _, err = predict(capsys, run, source=source, output=output)
         assert status == 2 and len(err) == 1 and err[0].startswith("error: --output="), (what, err)
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, what
 
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_run_is_opened(tmp_p
     file.write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for output in (file, file / "masks", tmp_path / "dangling"):
-        status, _, err = predict(capsys, tmp_path / "no_run", source, output)
+        status, _, err = predict(capsys, tmp_path / "no_run", source=source, output=output)
         assert status == 2 and len(err) == 1 and str(output) in err[0] and "no_run" not in err[0]
     assert file.read_text() == "mine"
 
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_run_is_opened(tmp_p
 def test_a_single_mask_may_be_given_its_name(run, tmp_path, capsys):
     source = scan(tmp_path / "a.nii.gz")
     for name in ("heart.nii.gz", "heart.nii"):
-        status, _, _ = predict(capsys, run, source, tmp_path / name[5:] / name)
+        status, _, _ = predict(capsys, run, source=source, output=tmp_path / name[5:] / name)
         assert status == 0 and files_of(tmp_path / name[5:]) == ["heart.json", name]
         assert nib.load(tmp_path / name[5:] / name).shape == (32, 32, 4)
 
@@ -124,7 +124,7 @@ def test_one_bad_scan_does_not_stop_the_others(run, tmp_path, capsys):
         file = scan(tmp_path / "scans" / f"{name}.nii.gz")
         if name in "bd":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    status, out, err = predict(capsys, run, tmp_path / "scans", tmp_path / "out")
+    status, out, err = predict(capsys, run, source=tmp_path / "scans", output=tmp_path / "out")
     assert status == 1 and files_of(tmp_path / "out") == ["a.json", "a.nii.gz", "c.json", "c.nii.gz"]
     assert "2 masks in" in out
     assert [line.startswith("not segmented: ") for line in err] == [True, True, False]
@@ -135,7 +135,7 @@ def test_one_bad_scan_does_not_stop_the_others(run, tmp_path, capsys):
 def test_if_no_scan_can_be_segmented_that_is_an_error(run, tmp_path, capsys):
     for name in "ab":
         (tmp_path / f"{name}.nii.gz").write_text("no scan")
-    status, _, err = predict(capsys, run, tmp_path, tmp_path / "out")
+    status, _, err = predict(capsys, run, source=tmp_path, output=tmp_path / "out")
     assert status == 2 and err[-1].startswith("error: none of the 2 scans could be segmented")
     assert not (tmp_path / "out").exists()
 
@@ -151,10 +151,10 @@ def test_nothing_is_left_of_a_mask_whose_evidence_cannot_be_written(run, tmp_pat
         monkeypatch.setattr(inference.files, "write_json", write)
 
     fail(None, OSError(28, "No space left on device"))  # the next scan would meet the same: it is not tried
-    status, out, err = predict(capsys, run, tmp_path / "scans", tmp_path / "out")
+    status, out, err = predict(capsys, run, source=tmp_path / "scans", output=tmp_path / "out")
     assert status == 2 and err == ["error: x"] and "[2/2]" not in out and files_of(tmp_path / "out") == []
     fail(130, None)
-    status, _, err = predict(capsys, run, tmp_path / "scans", tmp_path / "out")
+    status, _, err = predict(capsys, run, source=tmp_path / "scans", output=tmp_path / "out")
     assert status == 130 and err == ["interrupted"]
     assert files_of(tmp_path / "out") == []
 
@@ -172,7 +172,7 @@ def test_masks_hold_nothing_of_the_scans_texts(run, tmp_path, capsys):
     original.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"JANE DOE"))
     original.header["dim_info"], original.header["slice_code"] = 57, 1
     nib.save(original, source)
-    assert predict(capsys, run, tmp_path / "in" / "jane_folder", tmp_path / "out")[0] == 0
+    assert predict(capsys, run, source=tmp_path / "in" / "jane_folder", output=tmp_path / "out")[0] == 0
     raw = gzip.decompress((tmp_path / "out" / "a.nii.gz").read_bytes())
     assert not any(text in raw for text in (*texts.values(), b"JANE", b"DOE", b"jane"))
     assert raw[148:228].rstrip(b"\0") == nifti.MARK
@@ -188,7 +188,7 @@ def test_long_names_work_or_are_refused_in_one_line(run, tmp_path, capsys):
     fits, long = "n" * 240, "n" * 251
     scan(tmp_path / "scans" / f"{fits}.nii.gz")
     scan(tmp_path / "scans" / f"{long}.nii")  # its mask would end in .nii.gz
-    status, _, err = predict(capsys, run, tmp_path / "scans", tmp_path / "out")
+    status, _, err = predict(capsys, run, source=tmp_path / "scans", output=tmp_path / "out")
     assert status == 1 and files_of(tmp_path / "out") == [f"{fits}.json", f"{fits}.nii.gz"]
     assert len(err) == 2 and "the name is too long" in err[0]
 

@@ -41,7 +41,7 @@ def test_a_partner_is_a_neighbour_of_the_same_patient_or_the_slice_itself(tiny):
     own = other = 0
     for step in range(30):
         chosen = np.random.default_rng(step).permutation(ROWS)[:8]
-        found = pretrain.pairs(batch(chosen), rows, config, step)
+        found = pretrain.pairs(batch(chosen), rows, config=config, step=step)
         for i, row in enumerate(chosen):
             partner = int(np.flatnonzero([(found["partner"][i] == image).all() for image in rows.images])[0])
             assert partner == row if found["same"][i] else partner in rows.neighbours[row]
@@ -52,11 +52,11 @@ def test_a_partner_is_a_neighbour_of_the_same_patient_or_the_slice_itself(tiny):
 
 def test_pairs_are_fixed_by_seed_and_step_and_may_all_be_views_of_one_slice(tiny):
     rows, config = with_neighbours(), tiny.config(pretrain__neighbour_probability=0.5)
-    a, b, c = (pretrain.pairs(batch(range(8)), rows, config, step) for step in (3, 3, 4))
+    a, b, c = (pretrain.pairs(batch(range(8)), rows, config=config, step=step) for step in (3, 3, 4))
     np.testing.assert_array_equal(a["same"], b["same"])
     np.testing.assert_array_equal(a["partner"], b["partner"])
     assert (a["partner"] != c["partner"]).any()
-    alone = pretrain.pairs(batch(range(8)), rows, tiny.config(pretrain__neighbour_probability=0.0), 3)
+    alone = pretrain.pairs(batch(range(8)), rows, config=tiny.config(pretrain__neighbour_probability=0.0), step=3)
     assert alone["same"].all() and (alone["partner"] == alone["image"]).all()
 
 

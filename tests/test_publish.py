@@ -168,7 +168,15 @@ def test_warnings_that_name_patients_or_folders_stay_here(tmp_path):
     facts = json.loads((folder / "run.json").read_text())
     facts["warnings"] = [leak, "2 test patients were added after the run was started (Jane Doe, ...)"]
     (folder / "run.json").write_text(json.dumps(facts))
-    contents = card.Contents([report_files.read(folder)], [], "mit", 400, {"train": 2}, "", False)
+    contents = card.Contents(
+        [report_files.read(folder)],
+        [],
+        licence="mit",
+        step=400,
+        patients={"train": 2},
+        gallery="",
+        patients_named=False,
+    )
     text = card.card(contents)
     assert leak in text and "Jane Doe" not in text and "1 more warnings, which name patients" in text
 

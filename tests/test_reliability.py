@@ -26,8 +26,11 @@ def test_a_row_is_tried_as_often_as_it_says_and_in_an_empty_folder(tmp_path, cap
         seen.append(lab.seed)
         assert lab.seed < 2, "the third fails"
 
-    assert attempt(Row("k", "t", 2, function), tmp_path) == (True, "as it must")
-    assert attempt(Row("k", "t", 4, function), tmp_path) == (False, "FAILS (AssertionError), held 2 of 4 times")
+    assert attempt(Row("k", "t", times=2, function=function), tmp_path) == (True, "as it must")
+    assert attempt(Row("k", "t", times=4, function=function), tmp_path) == (
+        False,
+        "FAILS (AssertionError), held 2 of 4 times",
+    )
     assert seen == [0, 1, 0, 1, 2] and not list(tmp_path.iterdir())
     assert "the third fails" in capsys.readouterr().err
 
@@ -36,7 +39,7 @@ def test_what_cannot_be_tried_here_is_no_failure(tmp_path):
     def function(lab):
         raise Absent("no cases")
 
-    assert attempt(Row("k", "t", 1, function), tmp_path) == (None, "not tried: no cases")
+    assert attempt(Row("k", "t", times=1, function=function), tmp_path) == (None, "not tried: no cases")
 
 
 def test_commands_run_as_on_the_command_line(tmp_path):
@@ -49,11 +52,11 @@ def test_commands_run_as_on_the_command_line(tmp_path):
 
 
 def test_the_table_is_markdown():
-    text = table([(Row("a|b", "c\nd", 3, lambda lab: None, each=2), "fine")])
+    text = table([(Row("a|b", "c\nd", times=3, function=lambda lab: None, each=2), "fine")])
     assert "\n| a\\|b | c d | 6 | fine |\n" in text
 
 
 def test_rows_that_are_not_tried_keep_their_outcome():
-    first, second, new = (Row("kind", tried, 1, lambda lab: None) for tried in ("a", "b", "c"))
+    first, second, new = (Row("kind", tried, times=1, function=lambda lab: None) for tried in ("a", "b", "c"))
     text = table([(first, "x | y"), (second, "old")])
     assert updated([first, second, new], [(second, "fresh")], text) == [(first, "x | y"), (second, "fresh")]

@@ -197,7 +197,11 @@ def test_a_run_without_evaluation_names_the_command(tmp_path):
 def test_structures_and_colours_come_from_the_data_sets_description(tmp_path):
     run = write_fake_run(tmp_path / "run", patients=2)
     described = DatasetDescription(
-        "Own", ("background", "zebra", "lesion", "cyst"), (0, 1, 2, 3), ("#112233", "#445566", "#778899"), dimensions=2
+        "Own",
+        ("background", "zebra", "lesion", "cyst"),
+        values=(0, 1, 2, 3),
+        colours=("#112233", "#445566", "#778899"),
+        dimensions=2,
     )
     (run / "dataset.json").write_text(json.dumps(described.to_json()))
     for table in (run / "evaluation" / "validation").glob("*.csv"):

@@ -38,7 +38,20 @@ def test_comparison_by_hand():
     ],
 )
 def test_verdict_claims_no_more_than_interval_and_test(low, high, p, words):
-    found = Comparison("dice", "mean", 12, 0, 4, 0.8, 0.82, 0.02, low, high, 0.001, p)
+    found = Comparison(
+        "dice",
+        "mean",
+        n=12,
+        n_missing=0,
+        n_patients=4,
+        mean_a=0.8,
+        mean_b=0.82,
+        difference=0.02,
+        low=low,
+        high=high,
+        p=0.001,
+        p_holm=p,
+    )
     assert words in results.verdict(found)
 
 
@@ -50,7 +63,19 @@ def test_retriever_is_not_praised_for_chance():
 
 def test_catch_counts_failures_among_the_most_uncertain():
     def case(dice):
-        return analysis.Case("", "", "", "", "", dice, 0.0, {}, 0, 0.0, 0.0)
+        return analysis.Case(
+            "",
+            "",
+            phase="",
+            group="",
+            vendor="",
+            dice=dice,
+            hd95=0.0,
+            by_structure={},
+            empty=0,
+            entropy=0.0,
+            agreement=0.0,
+        )
 
     found = [case(d) for d in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
     assert analysis.catch(found, [9, 1, 8, 0, 0, 0, 0, math.nan]) == analysis.Catch(2, 1, 2)
@@ -58,7 +83,22 @@ def test_catch_counts_failures_among_the_most_uncertain():
 
 
 def test_worst_median_and_best_are_shown_unless_others_are_asked_for():
-    found = [analysis.Case(f"c{i:02d}", "", "", "", "", i / 30, 0.0, {}, 0, 0.0, 0.0) for i in range(31)]
+    found = [
+        analysis.Case(
+            f"c{i:02d}",
+            "",
+            phase="",
+            group="",
+            vendor="",
+            dice=i / 30,
+            hd95=0.0,
+            by_structure={},
+            empty=0,
+            entropy=0.0,
+            agreement=0.0,
+        )
+        for i in range(31)
+    ]
     names = [c.name for c in found]
     assert cases.choose(names[::-1], found) == ["c00", "c15", "c30"]
     assert cases.choose(["c02", "c14", "c20"], found) == ["c02", "c14", "c20"]  # the nearest that there are

@@ -76,11 +76,22 @@ def test_pages_stay_small_whatever_the_scans():
     grey = rng.integers(0, 256, (6, 128, 128)).astype(np.uint8)
     full = np.ones_like(grey)
     none, flat = np.zeros((6, 0, 128, 128), np.uint8), np.zeros((6, 0))
-    item = evidence.Evidence("noise", 0.5, grey, full, full, none, none, flat, flat, flat.astype(str))
+    item = evidence.Evidence(
+        "noise",
+        0.5,
+        image=grey,
+        truth=full,
+        prediction=full,
+        guide_images=none,
+        guide_masks=none,
+        weights=flat,
+        similarity=flat,
+        guide_names=flat.astype(str),
+    )
     budget = 60_000
     side = evidence.side_within([item], budget)
     assert side < 128
-    panel = panels.panel(item, "noise", "", side, CARDIAC)
+    panel = panels.panel(item, "noise", detail="", most=side, described=CARDIAC)
     assert sum(map(len, re.findall(r"data:[^\"]+", panel))) < 1.45 * budget
 
 
@@ -98,7 +109,7 @@ def test_charts_leave_undefined_values_out_and_survive_having_none():
     drawn = responsive.box_plot(["a", "b"], [("run", [responsive.Values([1.0, math.nan, 3.0]), nothing])], title="HD")
     assert drawn.count('class="dot"') == 2 * 2 and "a run: median 2.00" in drawn and "nan" not in drawn
     for empty in (
-        charts.bland_altman([], math.nan, math.nan, math.nan, title="t", unit="ml"),
+        charts.bland_altman([], math.nan, low=math.nan, high=math.nan, title="t", unit="ml"),
         charts.scatter([], x_title="x", y_title="y"),
         charts.curves([charts.Line("a", [])], title="t"),
         responsive.differences([], title="t"),
@@ -150,5 +161,5 @@ def test_a_baseline_whose_slices_are_cut_otherwise_is_drawn_over_its_own(tmp_pat
     images_of = {}
     for name in ("same", "other"):
         item = evidence.load("case", tmp_path / "ours.npz", tmp_path / f"{name}.npz")
-        images_of[name] = panels.panel(item, "case", "", 64, CARDIAC).count("<image")
+        images_of[name] = panels.panel(item, "case", detail="", most=64, described=CARDIAC).count("<image")
     assert images_of == {"same": 1, "other": 2}

@@ -20,10 +20,10 @@ CHOICES = {
     "unit": "mm",
     "rule": "the rule",
     "options": [
-        option("none", False, 0.81, 0.0, 0.0, 0.0),
-        option("largest_component", False, 0.822, 0.012, 0.004, 0.021),
-        option("none", True, 0.8, -0.01, -0.03, 0.01),
-        option("largest_component", True, 0.815, 0.005, None, None),
+        option("none", False, dice=0.81, gain=0.0, low=0.0, high=0.0),
+        option("largest_component", False, dice=0.822, gain=0.012, low=0.004, high=0.021),
+        option("none", True, dice=0.8, gain=-0.01, low=-0.03, high=0.01),
+        option("largest_component", True, dice=0.815, gain=0.005, low=None, high=None),
     ],
     "chosen": {"postprocess": "largest_component", "tta": False},
 }

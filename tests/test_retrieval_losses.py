@@ -31,9 +31,11 @@ def test_nt_xent_equals_its_definition(seed, temperature):
     ignore = patient[:, None] == patient[None]
     for rule in (np.zeros((5, 5), bool), ignore):
         loss, _ = retrieval_losses.nt_xent(a, b, temperature=temperature, ignore=jnp.asarray(rule))
-        np.testing.assert_allclose(loss, nt_xent_by_loops(a, b, temperature, rule), rtol=1e-5)
+        np.testing.assert_allclose(loss, nt_xent_by_loops(a, b, temperature=temperature, ignore=rule), rtol=1e-5)
     without, _ = retrieval_losses.nt_xent(a, b, temperature=temperature)
-    np.testing.assert_allclose(without, nt_xent_by_loops(a, b, temperature, np.eye(5, dtype=bool) & False), rtol=1e-5)
+    np.testing.assert_allclose(
+        without, nt_xent_by_loops(a, b, temperature=temperature, ignore=np.eye(5, dtype=bool) & False), rtol=1e-5
+    )
 
 
 def test_nt_xent_of_perfect_pairs_is_near_zero_and_finds_every_partner():

@@ -284,7 +284,7 @@ def test_gradients_of_the_encoder_equal_transformers(reference, tmp_path):
     theirs.zero_grad()
     embedding = theirs.vision_encoder(parity.channels_first(torch, x)).last_hidden_state
     (embedding * parity.channels_first(torch, weights)).sum().backward()
-    expected = parity.converted_gradients(torch, theirs, "sam", tmp_path)["encoder"]
+    expected = parity.converted_gradients(torch, theirs, name="sam", folder=tmp_path)["encoder"]
 
     def loss(params):
         (maps,) = ours.apply({"params": {"encoder": params}}, x, method="encode")
@@ -299,7 +299,7 @@ def test_gradients_of_the_decoder_equal_transformers(reference, tmp_path):
     theirs.zero_grad()
     masks = all_masks(torch, theirs, parity.channels_first(torch, maps))
     (masks * parity.channels_first(torch, weights)).sum().backward()
-    expected = parity.converted_gradients(torch, theirs, "sam", tmp_path)["decoder"]
+    expected = parity.converted_gradients(torch, theirs, name="sam", folder=tmp_path)["decoder"]
     # Constants in SAM; transformers lets them train.
     expected["position_frequencies"][:] = 0.0
     decoder = sam.Decoder(5, SMALL["decoder_heads"], SMALL["decoder_hidden"])

@@ -72,7 +72,7 @@ def test_mask_of_a_cine_has_every_frame(run, scan, tmp_path):
     still = np.asarray(scan.dataobj)
     cine = np.stack([still, still[::-1], still], -1)
     zooms = (*scan.header.get_zooms()[:3], 0.04)
-    source = save(tmp_path / "cine.nii.gz", cine, scan.affine, zooms)
+    source = save(tmp_path / "cine.nii.gz", cine, affine=scan.affine, zooms=zooms)
     mask, evidence = segment(run, source, tmp_path / "out")
     same_geometry(mask, nib.load(source))
     labels = np.asarray(mask.dataobj)

@@ -126,7 +126,7 @@ def test_gradients_equal_transformers(reference, tmp_path):
     theirs.zero_grad()
     logits = theirs(parity.channels_first(torch, x)).logits
     (logits * parity.channels_first(torch, weights)).sum().backward()
-    expected = parity.converted_gradients(torch, theirs, "segformer", tmp_path)
+    expected = parity.converted_gradients(torch, theirs, name="segformer", folder=tmp_path)
 
     def loss(params):
         def coarse(model):

@@ -38,7 +38,7 @@ def chosen(similarity, allowed, strategy, seed=0, k=K):
 @settings(max_examples=25, deadline=None)
 def test_weights_lie_on_the_simplex_and_no_forbidden_row_has_any(strategy, seed):
     similarity, allowed = case(seed)
-    indices, weights = (np.asarray(x) for x in chosen(similarity, allowed, strategy, seed))
+    indices, weights = (np.asarray(x) for x in chosen(similarity, allowed, strategy=strategy, seed=seed))
     np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
     assert (weights >= 0).all()
     permitted = np.take_along_axis(np.asarray(allowed), indices, 1)
@@ -63,10 +63,10 @@ def test_the_order_of_the_rows_does_not_matter(strategy, seed):
 @pytest.mark.parametrize("strategy", selection.NEEDS_KEY)
 def test_the_order_of_the_rows_does_not_matter_where_their_noise_moves_with_them(strategy):
     similarity, allowed = case(1)
-    noise = selection.ranking_noise(strategy, QUERIES, ROWS, TEMPERATURE, jax.random.key(3))
+    noise = selection.ranking_noise(strategy, QUERIES, rows=ROWS, temperature=TEMPERATURE, key=jax.random.key(3))
     order = np.random.default_rng(1).permutation(ROWS)
-    a = selection.pick(similarity, allowed, noise, strategy, K)
-    b = selection.pick(similarity[:, order], allowed[:, order], noise[:, order], strategy, K)
+    a = selection.pick(similarity, allowed, noise=noise, strategy=strategy, k=K)
+    b = selection.pick(similarity[:, order], allowed[:, order], noise=noise[:, order], strategy=strategy, k=K)
     np.testing.assert_array_equal(a, order[np.asarray(b)])
 
 
@@ -98,8 +98,8 @@ def test_gradient_equals_finite_differences(strategy, seed):
 
 def test_gumbel_weights_are_equal_but_have_the_gradient_of_the_soft_ones():
     similarity, allowed = case(5)
-    noise = selection.ranking_noise("gumbel_top_k", QUERIES, ROWS, TEMPERATURE, jax.random.key(0))
-    indices = selection.pick(similarity, allowed, noise, "gumbel_top_k", K)
+    noise = selection.ranking_noise("gumbel_top_k", QUERIES, rows=ROWS, temperature=TEMPERATURE, key=jax.random.key(0))
+    indices = selection.pick(similarity, allowed, noise=noise, strategy="gumbel_top_k", k=K)
     near, own = (jnp.take_along_axis(x, indices, 1) for x in (similarity, noise))
     value = jnp.arange(1.0, K + 1)
     all_there = jnp.ones(near.shape, bool)
@@ -132,8 +132,8 @@ def test_gumbel_without_a_key_takes_the_best():
 @pytest.mark.parametrize("strategy", selection.NEEDS_KEY)
 def test_noise_of_a_row_does_not_depend_on_the_padding_behind_it(strategy):
     key = jax.random.key(4)
-    short = selection.ranking_noise(strategy, QUERIES, ROWS, TEMPERATURE, key)
-    long = selection.ranking_noise(strategy, QUERIES, ROWS + 7, TEMPERATURE, key)
+    short = selection.ranking_noise(strategy, QUERIES, rows=ROWS, temperature=TEMPERATURE, key=key)
+    long = selection.ranking_noise(strategy, QUERIES, rows=ROWS + 7, temperature=TEMPERATURE, key=key)
     np.testing.assert_array_equal(short, long[:, :ROWS])
     assert len(np.unique(short)) == short.size
 
@@ -141,7 +141,7 @@ def test_noise_of_a_row_does_not_depend_on_the_padding_behind_it(strategy):
 @pytest.mark.parametrize("strategy", selection.NEEDS_KEY)
 def test_another_key_draws_other_rows(strategy):
     similarity, allowed = case(0, rows=200, forbidden=0.1)
-    a, b = (chosen(similarity * 0.01, allowed, strategy, seed).indices for seed in (0, 1))
+    a, b = (chosen(similarity * 0.01, allowed, strategy=strategy, seed=seed).indices for seed in (0, 1))
     assert not np.array_equal(a, b)
 
 

@@ -108,14 +108,14 @@ def test_parameters_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatc
 
 
 def test_flags_are_read_late_but_none_is_lost(tmp_path):
-    counted = skips.Skips(3, RunFolder(tmp_path), table(), "do so")
+    counted = skips.Skips(3, RunFolder(tmp_path), table=table(), advice="do so")
     flags = [True, False, False, True, *[True] * 20]
     for at, flag in enumerate(flags, 1):
         counted.add(at, jnp.array(flag), np.arange(4))
         assert counted.total == (0 if at <= skips.BEHIND + 1 else 1 if at == skips.BEHIND + 2 else 2)
     counted.settle()
     assert counted.state() == {"total": 2, "in_a_row": 0}
-    again = skips.Skips(3, RunFolder(tmp_path), table(), "do so")
+    again = skips.Skips(3, RunFolder(tmp_path), table=table(), advice="do so")
     again.restore({"total": 2, "in_a_row": 2})  # stopped in the middle of a row
     again.add(25, jnp.array(False), np.arange(ROWS - 4, ROWS))
     with pytest.raises(skips.DivergedError, match=r"in 3 steps in a row, up to step 25.*Otherwise do so"):

@@ -34,14 +34,19 @@ def test_table_neighbours_and_identity():
     first[..., 0] = 0  # an empty slice at the end and one in the middle
     second[..., 2] = 0
     table = slice_table(
-        [volume(first), volume(second, patient="p2", phase="ES")], Grid(32, 4.0, "fit", (0, 100)), drop_empty=True
+        [volume(first), volume(second, patient="p2", phase="ES")],
+        Grid(32, 4.0, unknown_spacing="fit", percentiles=(0, 100)),
+        drop_empty=True,
     )
     assert len(table) == 6
     assert table.slice_index.tolist() == [1, 2, 3, 0, 1, 3]
     assert table.neighbours.tolist() == [[-1, 1], [0, 2], [1, -1], [-1, 4], [3, -1], [-1, -1]]
     assert table.patient.tolist() == [0, 0, 0, 1, 1, 1] and table.phase.tolist() == [0] * 3 + [1] * 3
     assert table.cases == ("p1_ED", "p2_ES")
-    assert len(slice_table([volume(first)], Grid(32, 4.0, "fit", (0, 100)), drop_empty=False)) == 4
+    assert (
+        len(slice_table([volume(first)], Grid(32, 4.0, unknown_spacing="fit", percentiles=(0, 100)), drop_empty=False))
+        == 4
+    )
 
 
 def test_base_is_where_the_ventricle_is_wide():

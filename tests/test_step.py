@@ -54,13 +54,15 @@ class Ready:
         built = build_model(config)
         self.state, tx, shardings = state.create_state(built, config, self.mesh)
         self.before = jax.tree.map(np.array, self.state.params)
-        self.refresher = Embedder(built, self.mesh, ROWS, table().images)
+        self.refresher = Embedder(built, self.mesh, batch_size=ROWS, images=table().images)
         empty = gallery_from_table(table(), config.retriever.dim, self.mesh)
         start = self.refresher.embeddings(self.state.variables)
         self.gallery = with_embeddings(empty, start, self.mesh)
         self.cache = self.refresher.states(self.state.variables) if cached else None
         self.model = built
-        jitted = step.compile_step(step.make_step(built, tx, config, self.mesh), shardings, self.mesh)
+        jitted = step.compile_step(
+            step.make_step(built, tx, config=config, device_mesh=self.mesh), shardings, self.mesh
+        )
         arguments = (self.state, self.batch(0), self.gallery, self.cache)
         self.compiled = jitted.lower(*arguments, contrast).compile(QUICK)
 
@@ -160,7 +162,9 @@ def test_without_retrieval_the_step_has_neither_retriever_nor_its_metrics(small)
     device_mesh = mesh.make_mesh(1, 1, jax.devices()[:1])
     fresh, tx, shardings = state.create_state(built, config, device_mesh)
     assert set(fresh.params) == {"backbone"}
-    jitted = step.compile_step(step.make_step(built, tx, config, device_mesh), shardings, device_mesh)
+    jitted = step.compile_step(
+        step.make_step(built, tx, config=config, device_mesh=device_mesh), shardings, device_mesh
+    )
     batch = {"image": table().images[:BATCH], "mask": table().masks[:BATCH], "patient": table().patient[:BATCH]}
     batch = mesh.put_rows(device_mesh, batch | {"row": np.arange(BATCH, dtype=np.int32)})
     _, metrics = jitted.lower(fresh, batch, None, None, False).compile(QUICK)(fresh, batch, None, None)
@@ -265,7 +269,7 @@ def test_kept_states_give_what_a_full_pass_gives(small):
 
 def test_parts_of_a_refresh_are_the_whole(single, small):
     ready = single[2]
-    refresher = Embedder(ready.model, ready.mesh, 3, table().images)
+    refresher = Embedder(ready.model, ready.mesh, batch_size=3, images=table().images)
     assert refresher.chunks == 6
     variables = ready.state.variables
     whole = refresher.embeddings(variables)
@@ -273,5 +277,5 @@ def test_parts_of_a_refresh_are_the_whole(single, small):
     rows, last = refresher.part(variables, 5)
     assert rows.tolist() == [15, 16, 17]
     np.testing.assert_array_equal(np.asarray(last)[:1], whole[15:])
-    big = Embedder(ready.model, ready.mesh, ROWS, table().images).embeddings(variables)
+    big = Embedder(ready.model, ready.mesh, batch_size=ROWS, images=table().images).embeddings(variables)
     np.testing.assert_allclose(whole, big, atol=1e-5)

@@ -101,7 +101,7 @@ def test_mlflow_has_what_metrics_csv_has_and_a_resumed_run_continues_it(mlflow_c
 @pytest.mark.slow
 def test_a_stopped_run_is_not_shown_as_finished(mlflow_client, tmp_path):
     for complete, status in ((False, "KILLED"), (True, "FINISHED")):
-        (one,) = trackers.start(["mlflow"], RunFolder(tmp_path), 0, "n", {"a.b": 1})
+        (one,) = trackers.start(["mlflow"], RunFolder(tmp_path), resume_step=0, name="n", settings={"a.b": 1})
         one.scalars(3, {"loss": 1.5, "rate": float("nan")})
         one.close(complete)
         (run,) = runs_of(mlflow_client, tmp_path.name)
@@ -112,7 +112,7 @@ def test_weights_and_biases_offline_keeps_every_value(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed: pip install '.[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     trackers.check(["wandb"])
-    (one,) = trackers.start(["wandb"], RunFolder(tmp_path), 0, "some run", {"optim.lr": 0.5})
+    (one,) = trackers.start(["wandb"], RunFolder(tmp_path), resume_step=0, name="some run", settings={"optim.lr": 0.5})
     one.scalars(1, {"loss": 2.0})
     one.images(2, {"sample": np.zeros((8, 8, 3), np.uint8)})
     one.scalars(2, {"loss": 1.0, "val/dice": 0.25})

@@ -92,7 +92,7 @@ def test_arrays_that_cannot_be_segmented_are_refused(run, gallery, scan):
 def test_the_own_gallery_of_an_older_checkpoint_is_embedded_again_and_kept(run, tmp_path):
     folder = copied(run, tmp_path)
     table, embeddings = gallery_files.read(folder / "gallery")
-    gallery_files.save(folder / "gallery", table, np.zeros_like(embeddings), "0" * 64)
+    gallery_files.save(folder / "gallery", table, embeddings=np.zeros_like(embeddings), fingerprint="0" * 64)
     opened = jras_jax.open_run(folder)
     found = opened.open_gallery()
     np.testing.assert_allclose(np.asarray(found.arrays.embeddings)[: len(table)], embeddings, atol=1e-5)

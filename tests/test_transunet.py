@@ -201,7 +201,7 @@ def test_google_npz_becomes_the_encoder_and_leaves_the_decoder_new(variant, tmp_
     model = models.create("transunet", variant=variant)
     source = filled(model, (1, 64, 64, 3))["params"]
     np.savez(tmp_path / "google.npz", **google_npz(source))
-    converter.convert(str(tmp_path / "google.npz"), "transunet", tmp_path / "ours", variant)
+    converter.convert(str(tmp_path / "google.npz"), "transunet", output=tmp_path / "ours", variant=variant)
     loaded = convert.load(tmp_path / "ours")["params"]
     parity.assert_trees_close(loaded, {k: v for k, v in source.items() if k != "decoder"}, 0.0)
 
@@ -216,7 +216,7 @@ def test_the_first_convolution_widens_to_fused_inputs(variant, stem, tmp_path):
     model = models.create("transunet", variant=variant)
     source = filled(model, (1, 64, 64, 3))["params"]
     np.savez(tmp_path / "google.npz", **google_npz(source))
-    converter.convert(str(tmp_path / "google.npz"), "transunet", tmp_path / "ours", variant)
+    converter.convert(str(tmp_path / "google.npz"), "transunet", output=tmp_path / "ours", variant=variant)
     new = filled(model, (1, 64, 64, 7), seed=1)["params"]
     kernel = convert.init_from(new, tmp_path / "ours")[stem]["kernel"]
     np.testing.assert_array_equal(kernel[:, :, :3], source[stem]["kernel"])
@@ -230,7 +230,7 @@ def test_what_is_missing_or_left_over_is_named(tmp_path):
     arrays["block4/unit1/conv1/kernel"] = arrays["conv_root/kernel"]
     np.savez(tmp_path / "google.npz", **arrays)
     with pytest.raises(convert.ConversionError) as caught:
-        converter.convert(str(tmp_path / "google.npz"), "transunet", tmp_path / "ours", "small")
+        converter.convert(str(tmp_path / "google.npz"), "transunet", output=tmp_path / "ours", variant="small")
     for part in ("2 problems", "missing: params/stage_1_1/conv2/kernel", "left over: block4/unit1/conv1/kernel"):
         assert part in str(caught.value)
 
@@ -293,7 +293,7 @@ def converted(torch, state, folder):
     arrays = {name: t.detach().numpy().copy() for name, t in {**state, **extra, "pos_embed": positions}.items()}
     folder.mkdir(exist_ok=True)
     safetensors.numpy.save_file(arrays, folder / "timm.safetensors")
-    converter.convert(str(folder / "timm.safetensors"), "transunet", folder / "ours", "small")
+    converter.convert(str(folder / "timm.safetensors"), "transunet", output=folder / "ours", variant="small")
     return convert.load(folder / "ours")["params"]
 
 
@@ -324,7 +324,7 @@ def test_encoder_equals_timm(reference, size):
     torch, timm, trained, ours, params = reference
     x = images(2, *size, 3)
     padded = np.asarray(transunet.pad_to_multiple(x, 16))
-    theirs = timm_hybrid(torch, timm, padded.shape[1:3], trained.state_dict())
+    theirs = timm_hybrid(torch, timm, size=padded.shape[1:3], state=trained.state_dict())
     stem, *rest = stages_and_blocks(torch, theirs, padded)
     stages, blocks = rest[:3], rest[3:]
 

@@ -186,7 +186,7 @@ def ours_from(tensors):
 def reference():
     torch = parity.reference("torch")
     ours = models.create("unet", **SMALL, num_classes=5, deep_supervision=True)
-    theirs = parity.randomise(torch, torch_unet(torch, 3, ours.features, 5))
+    theirs = parity.randomise(torch, torch_unet(torch, 3, features=ours.features, classes=5))
     params = ours_from({name: t.detach().numpy().copy() for name, t in theirs.named_parameters()})
     return torch, theirs, ours, params
 

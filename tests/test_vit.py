@@ -150,7 +150,7 @@ def test_gradients_equal_transformers(reference, tmp_path):
     x, weights = images(1, 42, 56, 3), images(1, 13, 24, seed=1)
     theirs.zero_grad()
     (theirs(parity.channels_first(torch, x)).last_hidden_state * torch.from_numpy(weights)).sum().backward()
-    expected = parity.converted_gradients(torch, theirs, "dinov2", tmp_path)
+    expected = parity.converted_gradients(torch, theirs, name="dinov2", folder=tmp_path)
     gradient = jax.jit(jax.grad(lambda p: (ours.apply({"params": p}, x) * weights).sum()))
     gradients = gradient(variables["params"])
     parity.assert_trees_close(gradients, expected)

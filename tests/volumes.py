@@ -16,4 +16,13 @@ def blob(shape=(60, 52, 4), centre=(33, 22), radius=12.0):
 def volume(mask, spacing=(1.5, 1.5, 8.0), known=True, affine=None, patient="p1", phase="ED"):
     image = mask.astype(np.float32) * 50 + np.linspace(0, 20, mask.size, dtype=np.float32).reshape(mask.shape)
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]) if affine is None else affine
-    return Volume(image, mask, affine, np.array(spacing, np.float32), known, patient, phase, vendor="A")
+    return Volume(
+        image,
+        mask,
+        affine=affine,
+        spacing=np.array(spacing, np.float32),
+        spacing_known=known,
+        patient=patient,
+        phase=phase,
+        vendor="A",
+    )

@@ -150,7 +150,7 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         manual_dir = pathlib.Path(dl_manager.manual_dir)
         found, description = self.inventory(manual_dir), self.describe(manual_dir)
         return {
-            split: self._generate_examples(found.root, split, cases, description)
+            split: self._generate_examples(found.root, split, cases=cases, description=description)
             for split, cases in found.cases.items()
         }
 
@@ -160,7 +160,7 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         console = rich.console.Console(stderr=True)
         hidden = not sys.stderr.isatty()
         shown = rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden)
-        for case, found in read_cases(shown, description, root, self.reader(description)):
+        for case, found in read_cases(shown, description, root=root, read=self.reader(description)):
             if self.NAMED:
                 image = found["image"]
                 found |= {"name": case.name, "image": image if image.ndim == 4 else image[..., None]}
@@ -211,7 +211,7 @@ def read_cases(
     rims = np.zeros((2, 2))
     case = None
     for case in cases:
-        found, remarked, own = read_case(case, description, root, read)
+        found, remarked, own = read_case(case, description, root=root, read=read)
         rims += own
         notes += remarked
         yield case, found
@@ -231,7 +231,7 @@ def read_case(
     scan, mask = read(case)
     if scan.header is not None:
         geometry.require_slices_last(scan)
-    found = example(case, scan, mask, description, root)
+    found = example(case, scan, mask=mask, description=description, root=root)
     rims = np.zeros((2, 2))
     if description.enclosure is not None:
         rims = cavities.rims(found["mask"], description)

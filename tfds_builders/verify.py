@@ -81,12 +81,12 @@ def verify(name: str, manual_dir: pathlib.Path, progress: Callable[[Iterable[Any
     apart = max(1, len(every) // SAMPLES)
     for number, (split, case) in enumerate(progress(every)):
         try:
-            example, remarked, _ = common.read_case(case, description, inventory.root, read)
+            example, remarked, _ = common.read_case(case, description, root=inventory.root, read=read)
         except ScanError as e:
             found.faults.append(str(e))
             continue
         notes += remarked
-        _count(found, split, case, example, description)
+        _count(found, split, case=case, example=example, description=description)
         if number % apart == 0 and len(found.samples) < SAMPLES:
             found.samples.append(_sample(case, example))
     absent = [structure for structure, counts in found.voxels.items() if not counts]

@@ -60,10 +60,10 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     it = standalone.program(opened, gallery, takes_gallery=args.gallery_as_argument)
     if jax.process_index() == 0:
         with files.filling(args.output) as folder:
-            standalone.save(folder, opened, gallery, it)
+            standalone.save(folder, opened, gallery=gallery, it=it)
             if args.onnx:
-                _save_onnx(folder, opened, gallery, it, args.onnx_batch)
-        _tell(args.output, gallery, it, opened.config.dataset.frame)
+                _save_onnx(folder, opened, gallery=gallery, it=it, batch=args.onnx_batch)
+        _tell(args.output, gallery, it=it, frame=opened.config.dataset.frame)
     return 0
 
 
@@ -85,7 +85,7 @@ def _save_onnx(
     else:
         rows = np.arange(batch) % len(gallery.table)
         images, patient = gallery.table.images[rows], gallery.table.patient[rows].astype(np.int32)
-    difference = onnx_model.save(folder / onnx_model.MODEL, it, images, patient)
+    difference = onnx_model.save(folder / onnx_model.MODEL, it, images=images, patient=patient)
     say(f"ONNX differs by at most {difference:.1e} in onnxruntime")
 
 

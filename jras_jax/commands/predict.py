@@ -89,12 +89,14 @@ def _predict(
     args: argparse.Namespace, folder: RunFolder, source: pathlib.Path, *, overrides: tuple[str, ...], note: Note
 ) -> int:
     first = next(iter(folder.folds().values()), folder)
-    todo = tasks(source, args.output, note, first.read_description("acdc"))
+    todo = tasks(source, args.output, note=note, description=first.read_description("acdc"))
     wanted = maps.Wanted(args.probabilities, args.uncertainty)
     todo = [task._replace(maps=wanted) for task in todo]
     enable_compilation_cache()
     if folder.folds():
-        faults = _segment_by_folds(open_ensemble(folder, overrides, args.gallery, args.labels), todo, note)
+        faults = _segment_by_folds(
+            open_ensemble(folder, overrides, gallery=args.gallery, labels=args.labels), todo, note
+        )
     else:
         opened = open_run(folder.path, overrides)
         if opened.config.protocol == "paper":

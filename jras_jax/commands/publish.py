@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
             "of the weights, such as --license=cc-by-nc-4.0"
         )
     gallery = opened.open_gallery() if args.with_gallery else None
-    contents = _contents(opened, licence, gallery, args.with_patients)
+    contents = _contents(opened, licence, gallery=gallery, named=args.with_patients)
     variables = mesh.to_host(opened.variables)
     if jax.process_index() == 0:
         with files.filling(args.output) as folder:
@@ -67,15 +67,17 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
             published.write(
                 new,
                 opened.config,
-                opened.description,
-                variables,
-                opened.splits,
-                facts,
+                description=opened.description,
+                variables=variables,
+                splits=opened.splits,
+                facts=facts,
                 with_patients=args.with_patients,
             )
             if gallery is not None:
                 embeddings = mesh.to_host(gallery.arrays.embeddings)
-                gallery_files.save(new.gallery, gallery.table, np.asarray(embeddings), opened.fingerprint)
+                gallery_files.save(
+                    new.gallery, gallery.table, embeddings=np.asarray(embeddings), fingerprint=opened.fingerprint
+                )
             files.write_text(folder / "README.md", card.card(contents))
     _tell(args.output, opened, gallery)
     return 0

@@ -57,7 +57,7 @@ def nnunet(root: pathlib.Path, part: str, channels: int, ending: str) -> Files:
         return found
     masks = _by_stem(label_folder, ending, found)
     pictures = _by_stem(image_folder, ending, found)
-    groups = _channels(pictures, set(masks), channels, found)
+    groups = _channels(pictures, set(masks), channels=channels, found=found)
     for name, files in groups.items():
         if name in masks:
             found.cases[name] = (files, masks[name])
@@ -134,7 +134,7 @@ def pairs(root: pathlib.Path, channels: int) -> Files:
     groups = {
         (place, name): files
         for place, own in pictures.items()
-        for name, files in _channels(own, {n for p, n in masks if p == place}, channels, found).items()
+        for name, files in _channels(own, {n for p, n in masks if p == place}, channels=channels, found=found).items()
     }
     counts = Counter(name for _, name in groups)
     for (place, name), files in groups.items():
@@ -164,7 +164,9 @@ def unlabelled(root: pathlib.Path, channels: int) -> Unlabelled:
     for path in _walk(root, found):
         if not _role(path, root)[2] and not path.parent.name.startswith("labels"):
             pictures.setdefault(path.parent, {})[images.stem(path)] = path
-    groups = [files for own in pictures.values() for files in _channels(own, set(), channels, found).values()]
+    groups = [
+        files for own in pictures.values() for files in _channels(own, set(), channels=channels, found=found).values()
+    ]
     return Unlabelled(groups, found.faults)
 
 

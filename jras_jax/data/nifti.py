@@ -194,7 +194,7 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray, like: Scan) -> No
     """
     if mask.dtype != np.uint8 or mask.shape != like.array.shape:
         raise ValueError(f"mask is {mask.dtype} {mask.shape}, it must be uint8 {like.array.shape}")
-    _write_like(pathlib.Path(path), mask, like, MARK, 1.0)
+    _write_like(pathlib.Path(path), mask, like=like, mark=MARK, slope=1.0)
 
 
 def write_map(path: str | os.PathLike[str], steps: np.ndarray, like: Scan, step: float) -> None:
@@ -206,7 +206,7 @@ def write_map(path: str | os.PathLike[str], steps: np.ndarray, like: Scan, step:
     """
     if steps.dtype != np.uint16 or steps.shape != like.array.shape:
         raise ValueError(f"map is {steps.dtype} {steps.shape}, it must be uint16 {like.array.shape}")
-    _write_like(pathlib.Path(path), steps, like, MAP_MARK, step)
+    _write_like(pathlib.Path(path), steps, like=like, mark=MAP_MARK, slope=step)
 
 
 def _write_like(path: pathlib.Path, values: np.ndarray, like: Scan, mark: bytes, slope: float) -> None:

@@ -37,7 +37,11 @@ def read_cases(folder: pathlib.Path, labels: Mapping[str, int], description: Dat
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     channels = len(description.channels)
-    found = layout.nnunet(folder, "Tr", channels, "") if layout.is_nnunet(folder) else layout.pairs(folder, channels)
+    found = (
+        layout.nnunet(folder, "Tr", channels=channels, ending="")
+        if layout.is_nnunet(folder)
+        else layout.pairs(folder, channels)
+    )
     if found.faults:
         raise UserError(found.faults[0])
     if not found.cases:

@@ -46,7 +46,7 @@ def read_picture(path: str | os.PathLike[str]) -> Scan:
     if not np.isfinite(pixels).all():
         raise ScanError(path, "some of its pixels are NaN or infinite")
     array = np.ascontiguousarray(np.moveaxis(pixels, 0, 1)[:, :, None])
-    return Scan(array, _VIEW.copy(), np.ones(3, np.float32), False, None, path)
+    return Scan(array, _VIEW.copy(), spacing=np.ones(3, np.float32), spacing_known=False, header=None, path=path)
 
 
 def read_picture_labels(path: str | os.PathLike[str], like: Scan) -> Scan:

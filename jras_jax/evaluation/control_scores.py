@@ -49,7 +49,9 @@ class ControlScores:
         self._rows = len(segmenter.gallery)  # with the padding that the devices need
         thin = jnp.asarray(measures.thinned(table.masks))
         nobody = jnp.zeros((len(table), 0))
-        self._gallery = Gallery(nobody, thin, thin, jnp.asarray(table.patient), jnp.ones(len(table), bool))
+        self._gallery = Gallery(
+            nobody, thin, masks=thin, patient=jnp.asarray(table.patient), valid=jnp.ones(len(table), bool)
+        )
         # A run whose own guides are a control has that control's scores already.
         self._controls = tuple(name for name in CONTROLS if name != self._selection.strategy)
         self._patients: list[str] = []

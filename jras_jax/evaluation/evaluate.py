@@ -111,7 +111,7 @@ def _check_submission(
     """Raises UserError if the masks cannot be written in the challenge's layout, as far as can be told before."""
     if config.protocol == "paper":
         raise UserError("--output writes whole volumes, but config.protocol='paper' scores single slices: leave it out")
-    export.check(volumes, folder, scans, config.dataset.convention)
+    export.check(volumes, folder, scans=scans, convention=config.dataset.convention)
 
 
 def name_of(run: TrainedRun) -> str:
@@ -200,9 +200,9 @@ def _score(volume: Volume, prediction: VolumePrediction) -> _Score:
     return _Score(
         evaluator.case_rows(volume, prediction),
         evaluator.position_rows(volume, prediction),
-        metrics.paper_2d_scores(volume.mask, prediction.labels, own.structures),
-        metrics.confusion(volume.mask, prediction.labels, own.num_classes),
-        [volume.case] if prediction.located is not None and prediction.located.frame is None else [],
+        paper=metrics.paper_2d_scores(volume.mask, prediction.labels, own.structures),
+        confusion=metrics.confusion(volume.mask, prediction.labels, own.num_classes),
+        unlocated=[volume.case] if prediction.located is not None and prediction.located.frame is None else [],
     )
 
 

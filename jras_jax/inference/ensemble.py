@@ -48,11 +48,13 @@ class Ensemble:
         evidence: dict[str, Any] = {}
         whole: list[np.ndarray] = []
         for member in self.members:
-            opened = scans.open_scan(member.run, task, member.gallery, member.segmenter)
+            opened = scans.open_scan(member.run, task, gallery=member.gallery, segmenter=member.segmenter)
             ready, predicted = opened.ready.segmented(opened.ready.segmenter(member.segmenter))
             opened = opened._replace(ready=ready)
             predictions = member.run.finish(opened.ready, predicted)
-            evidence[str(member.number)] = scans.evidence_of(member.run, opened, predictions, member.gallery)
+            evidence[str(member.number)] = scans.evidence_of(
+                member.run, opened, predictions=predictions, gallery=member.gallery
+            )
             shares = [p.probabilities / np.float32(len(self.members)) for p in predictions]
             whole = shares if not whole else [a + b for a, b in zip(whole, shares, strict=True)]
         for remark in opened.remarks:
@@ -68,7 +70,7 @@ class Ensemble:
             ],
             "folds": evidence,
         }
-        scans.write_mask_and_evidence(self.members[-1].run, opened, predictions, facts)
+        scans.write_mask_and_evidence(self.members[-1].run, opened, predictions=predictions, evidence=facts)
         return predictions
 
     def _decided(self, last: VolumePrediction, probabilities: np.ndarray) -> VolumePrediction:
@@ -114,7 +116,7 @@ def open_ensemble(
         arrays = own.arrays if own else None
         # One program serves all folds: it is compiled again only where their galleries differ in size.
         segmenter = members[0].segmenter.using(run.variables, arrays) if members else run.segmenter(arrays)
-        members.append(Member(number, run, own, segmenter))
+        members.append(Member(number, run, gallery=own, segmenter=segmenter))
     return Ensemble(folder, members)
 
 

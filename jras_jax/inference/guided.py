@@ -90,11 +90,11 @@ def _forward(
 ) -> jax.Array:
     unknown = jnp.zeros_like(weights)  # similarities, which no model reads
     if rows.shape[1]:
-        guides = fetch(gallery, rows, weights, unknown, model.num_classes, mesh=mesh)
+        guides = fetch(gallery, rows, weights=weights, similarity=unknown, num_classes=model.num_classes, mesh=mesh)
     else:
         guides = mix(gallery, weights=weights, similarity=unknown, num_classes=model.num_classes)
     guides = controls.permuted(controls.blanked(guides, blank), permuted)
-    return averaged(model, variables, images.astype(jnp.float32) / 255.0, guides, angles)
+    return averaged(model, variables, images=images.astype(jnp.float32) / 255.0, guides=guides, angles=angles)
 
 
 def _shares(

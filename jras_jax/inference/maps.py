@@ -75,7 +75,7 @@ def write(
     for index, path in enumerate(places):
         yield path
         values = np.stack([frame[index] for frame in steps], -1)
-        nifti.write_map(path, values if scan.array.ndim == 4 else values[..., 0], scan, 1 / STEPS)
+        nifti.write_map(path, values if scan.array.ndim == 4 else values[..., 0], like=scan, step=1 / STEPS)
 
 
 def _steps(prediction: VolumePrediction, wanted: Wanted) -> list[np.ndarray]:

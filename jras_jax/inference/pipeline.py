@@ -230,7 +230,9 @@ class _Work:
         again = scan.again(self._segmenter)
         ready = scan.opened.ready
         for frame in again:
-            self._waiting.append(_Slices(scan, frame, 0, ready.slices[frame].images, ready.rows[frame]))
+            self._waiting.append(
+                _Slices(scan, frame, first=0, images=ready.slices[frame].images, rows=ready.rows[frame])
+            )
         if not again:
             self._write(scan)
 

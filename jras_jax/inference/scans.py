@@ -143,7 +143,12 @@ def write_results(
 ) -> list[VolumePrediction]:
     """Writes the mask, its maps and the evidence of a scan, all or none; returns the prediction of each frame."""
     predictions = run.finish(opened.ready, predicted)
-    write_mask_and_evidence(run, opened, predictions, evidence_of(run, opened, predictions, gallery))
+    write_mask_and_evidence(
+        run,
+        opened,
+        predictions=predictions,
+        evidence=evidence_of(run, opened, predictions=predictions, gallery=gallery),
+    )
     return predictions
 
 
@@ -158,7 +163,7 @@ def write_mask_and_evidence(
     images.write_mask(task.mask, masks if cine else masks[..., 0], scan)
     written = [task.mask]
     try:
-        for path in maps.write(task.mask, scan, predictions, task.maps, run.description):
+        for path in maps.write(task.mask, scan, predictions=predictions, wanted=task.maps, description=run.description):
             written.append(path)
         files.write_json(task.evidence, evidence)
     except BaseException:  # Ctrl-C too

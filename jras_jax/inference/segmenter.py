@@ -193,18 +193,18 @@ class Segmenter:
 
         `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
         """
-        return on_scan(*self.settled(volume, slices or self.placed(volume), patient, rows), patient)
+        return on_scan(*self.settled(volume, slices or self.placed(volume), patient=patient, rows=rows), patient)
 
     def settled(
         self, volume: Volume, slices: VolumeSlices, patient: int, rows: np.ndarray | None
     ) -> tuple[VolumeSlices, SlicePredictions]:
         """Segments the slices of a volume, again in a better frame if there is one; see `refined`."""
-        predicted = self.slices(slices.images, patient, rows, slices.masks)
+        predicted = self.slices(slices.images, patient, rows=rows, truth=slices.masks)
         for _ in range(self.rounds - 1):
             better = self.refined(volume, slices, predicted)
             if better is None:
                 break
-            slices, predicted = better, self.slices(better.images, patient, rows, better.masks)
+            slices, predicted = better, self.slices(better.images, patient, rows=rows, truth=better.masks)
         return slices, predicted
 
     def refined(self, volume: Volume, slices: VolumeSlices, predicted: SlicePredictions) -> VolumeSlices | None:
@@ -216,7 +216,7 @@ class Segmenter:
         if frame is None or (before is not None and not far(before, frame)):
             return None
         whole = volume_slices(volume, self.grid.whole, slices.mapping.slice_axis)
-        return framed_slices(volume, self.grid, whole, frame)
+        return framed_slices(volume, self.grid, whole=whole, frame=frame)
 
 
 def filled(x: np.ndarray, size: int, value: int = 0) -> np.ndarray:
@@ -278,7 +278,13 @@ def forward(
         )
         indices, weights, similarity = guides.indices, guides.weights, guides.similarity
         agreement = guide_agreement(guides)
-    return averaged(built, variables, plain, guides, angles), indices, weights, similarity, agreement
+    return (
+        averaged(built, variables, images=plain, guides=guides, angles=angles),
+        indices,
+        weights,
+        similarity,
+        agreement,
+    )
 
 
 def averaged(

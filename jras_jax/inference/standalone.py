@@ -121,7 +121,9 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
         return {"probabilities": probabilities} | (guides if own is not None else {})
 
     size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(variables))
-    return Program(call, rows, takes_gallery and bool(rows), config.dataset.image_size, size)
+    return Program(
+        call, rows, takes_gallery=takes_gallery and bool(rows), image_size=config.dataset.image_size, weights=size
+    )
 
 
 def exported(it: Program, top_k: int) -> export.Exported:

@@ -293,7 +293,15 @@ class TrainedRun:
         sizes = np.asarray(spacing if known else (1.0, 1.0, 1.0), np.float32)
         if affine is None:  # columns to the patient's left, rows to the back: what the view shows as it is stored
             affine = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]).astype(np.float64)
-        volume = Volume(image, None, affine, sizes, known, patient=patient or "scan", description=self.description)
+        volume = Volume(
+            image,
+            None,
+            affine=affine,
+            spacing=sizes,
+            spacing_known=known,
+            patient=patient or "scan",
+            description=self.description,
+        )
         return self.segment_volumes([volume], gallery)[0]
 
     def segment_volumes(
@@ -323,7 +331,7 @@ class TrainedRun:
             raise UserError(f"the run {self.folder} retrieves guides: give it a gallery, such as run.open_gallery()")
         slices = [segmenter.placed(v, axes.slice_axis_to_read(v.spacing, v.spacing_known)) for v in volumes]
         if gallery is None:
-            return Prepared(volumes, slices, None, [np.full(len(s.images), -1, np.int32) for s in slices])
+            return Prepared(volumes, slices, match=None, rows=[np.full(len(s.images), -1, np.int32) for s in slices])
         match = gallery.known.find(volumes[0].patient, [s.wholes for s in slices])
         merged = None
         if self.config.retrieval.exclude == "patient":

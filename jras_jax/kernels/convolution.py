@@ -65,7 +65,7 @@ def _input_gradient(shape: Shape, stride: int, gradient: jax.Array, kernel: jax.
     _, height, width, _ = gradient.shape
     if stride == 1 and height * width > SCATTERED:
         return jax.vjp(lambda x: reference(x, kernel, stride), jnp.zeros(shape, gradient.dtype))[1](gradient)[0]
-    return _scattered(shape, stride, gradient, kernel)
+    return _scattered(shape, stride, gradient=gradient, kernel=kernel)
 
 
 def _scattered(shape: Shape, stride: int, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Arra
         return _by_tiles(x, gradient)
     if height * width >= BANDED:
         return _by_bands(x, gradient, stride)
-    seen, g = (a.reshape(-1, a.shape[-1]) for a in _patches(_padded(x), gradient, stride, 0, height))
+    seen, g = (a.reshape(-1, a.shape[-1]) for a in _patches(_padded(x), gradient, stride=stride, first=0, rows=height))
     total = jnp.einsum("pc,pf->cf", seen, g, preferred_element_type=jnp.float32)
     return total.reshape(3, 3, x.shape[-1], features)
 
@@ -136,7 +136,7 @@ def _by_bands(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
     padded = _padded(x)
 
     def add(band: jax.Array, total: jax.Array) -> jax.Array:
-        patches, g = _patches(padded, gradient, stride, band * rows, rows)
+        patches, g = _patches(padded, gradient, stride=stride, first=band * rows, rows=rows)
         return total + jnp.einsum("bpf,bpc->bfc", g, patches, preferred_element_type=jnp.float32)
 
     start = jnp.zeros((batch, features, 9 * x.shape[-1]), jnp.float32)
@@ -177,7 +177,7 @@ def _by_tiles(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 def _backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    of_x = _input_gradient(x.shape, stride, gradient, kernel)
+    of_x = _input_gradient(x.shape, stride, gradient=gradient, kernel=kernel)
     return of_x, _kernel_gradient(x, gradient, stride).astype(kernel.dtype)
 
 

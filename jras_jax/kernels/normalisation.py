@@ -30,13 +30,13 @@ def norm_and_activation(
 
 def reference(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5, slope: float = 0.01) -> jax.Array:
     """The definition, differentiated by JAX; mean and mean square need one pass over x, as in `flax.linen`'s norms."""
-    return _forward(x, scale, bias, epsilon, slope)[0]
+    return _forward(x, scale, bias=bias, epsilon=epsilon, slope=slope)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def cpu(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5, slope: float = 0.01) -> jax.Array:
     """Equivalent to the reference: keeps only x for the backward pass, where JAX would keep x - mean as well."""
-    return _forward(x, scale, bias, epsilon, slope)[0]
+    return _forward(x, scale, bias=bias, epsilon=epsilon, slope=slope)[0]
 
 
 def _forward(

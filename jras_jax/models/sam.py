@@ -95,7 +95,7 @@ class RelativeAttention(nn.Module):
         bias = bias_rows[..., :, None] + bias_columns[..., None, :]
         tokens = height * width
         query, key, value = (y.reshape(batch, tokens, *split[3:]) for y in (query, key, value))
-        y = kernels.attend(query, key, value, bias.reshape(batch, self.heads, tokens, tokens))
+        y = kernels.attend(query, key, value=value, bias=bias.reshape(batch, self.heads, tokens, tokens))
         return Linear(channels, dtype=self.dtype, name="output")(y.reshape(batch, height, width, channels))
 
     def _table(self, name: str, size: int, channels: int) -> jax.Array:

@@ -34,7 +34,7 @@ class NormAndActivation(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return kernels.norm_and_activation(x, scale, bias, EPSILON, SLOPE)
+        return kernels.norm_and_activation(x, scale, bias=bias, epsilon=EPSILON, slope=SLOPE)
 
 
 class Stage(nn.Module):

@@ -90,7 +90,7 @@ def read(path: str | pathlib.Path, evaluation: str | None = None) -> ReportedRun
     again = f"write it again with jras evaluate --workdir={path} --config.eval.split={scores.split}"
     optional = "restore it from a copy, or delete it to leave it out of the report"
     summary = files.read_json(scores.summary, remedy=again)
-    _check(scores.summary, summary, _SUMMARY, again)
+    _check(scores.summary, summary, kinds=_SUMMARY, remedy=again)
     cases = _cases(scores.cases)
     counted = (summary.get("mean") or {}).get("n")
     if cases and isinstance(counted, int) and counted != len(cases):
@@ -161,7 +161,7 @@ def _json(path: pathlib.Path, kinds: Mapping[str, Any], remedy: str) -> dict[str
     if not path.is_file():
         return {}
     content = files.read_json(path, remedy=remedy)
-    _check(path, content, kinds, remedy)
+    _check(path, content, kinds=kinds, remedy=remedy)
     return content
 
 

@@ -56,12 +56,12 @@ def write_report(
     sections = _sections(run, baseline, evidence)
     place = folder.find_evaluation(run.evaluation)
     if output is not None:
-        return _write(pathlib.Path(output), run, sections, place)
+        return _write(pathlib.Path(output), run, sections=sections, place=place)
     if place.path != folder.evaluation("").path:  # an older version's has no folder
-        _write(place.report, run, sections, place)
+        _write(place.report, run, sections=sections, place=place)
         if place != folder.find_evaluation():
             return place.report
-    return _write(folder.report, run, sections, place)
+    return _write(folder.report, run, sections=sections, place=place)
 
 
 def _of_baseline(baseline: RunFolder, evaluation: str) -> str:
@@ -83,7 +83,7 @@ def _sections(
         breakdowns.breakdowns(run, comparable),
         *([results.clinical_section(run)] if run.description.indices else []),
         process.uncertainty(run, found, shown),
-        cases.section_of(run, baseline, found, shown),
+        cases.section_of(run, baseline, found=found, shown=shown),
         process.retriever(run),
         process.training(run, baseline),
         process.options(run),

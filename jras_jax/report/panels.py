@@ -97,16 +97,26 @@ class _Drawer:
         contours = "with the contours of truth (solid) and prediction (dashed)"
         query = self._grey(evidence.image[z], identifier=f"{self._name}-{z}")
         drawing = join(query, self._outlines(truth, "truth"), self._outlines(prediction, "prediction"))
-        found = [Picture("query", f"Query, {name}, {contours}", drawing, "Query", [self._scores(truth, prediction)])]
+        found = [
+            Picture(
+                "query",
+                f"Query, {name}, {contours}",
+                drawing=drawing,
+                title="Query",
+                lines=[self._scores(truth, prediction)],
+            )
+        ]
         found += [self._guide(z, k) for k in range(evidence.guides)]
-        found.append(self._errors(z, truth, prediction, name))
+        found.append(self._errors(z, truth, prediction=prediction, name=name))
         if evidence.baseline is not None:
             other, image = crop(evidence.baseline.prediction[z]), evidence.baseline.image[z]
             truth = crop(evidence.baseline.truth[z])
             shown = self._query(z) if np.array_equal(image, evidence.image[z]) else self._grey(image)
             drawing = join(shown, self._outlines(truth, "truth"), self._outlines(other, "prediction"))
             label = f"Baseline, {name}, {contours} of the baseline"
-            found.append(Picture("baseline", label, drawing, "Baseline", [self._scores(truth, other)]))
+            found.append(
+                Picture("baseline", label, drawing=drawing, title="Baseline", lines=[self._scores(truth, other)])
+            )
         return found
 
     def _guide(self, z: int, k: int) -> Picture:
@@ -117,7 +127,14 @@ class _Drawer:
         figures = f"weight {number(weight, 2)}, similarity {number(float(evidence.similarity[z, k]), 2)}"
         label = f"Guide {k + 1} for slice {z + 1}: {source}, with its mask"
         over = self._query(z, class_="over")  # seen while the reader lets query and guides blink
-        return Picture("guide", label, join(grey, over, mask), f"Guide {k + 1}", [source, figures], weight)
+        return Picture(
+            "guide",
+            label,
+            drawing=join(grey, over, mask),
+            title=f"Guide {k + 1}",
+            lines=[source, figures],
+            weight=weight,
+        )
 
     def _errors(self, z: int, truth: np.ndarray, prediction: np.ndarray, name: str) -> Picture:
         """The dimmed query with each kind of error hatched in the colour of the structure: the true one, or if
@@ -135,7 +152,7 @@ class _Drawer:
                     shapes.append(element("path", d=path, fill=fill, class_=f"s{label}"))
         layer = element("g", shapes, transform="scale(0.5)", class_="errors") if shapes else None
         drawing = join(self._query(z, opacity="0.45"), layer)
-        return Picture("error-map", f"Error map of {name}: {spoken}", drawing, "Errors", [spoken])
+        return Picture("error-map", f"Error map of {name}: {spoken}", drawing=drawing, title="Errors", lines=[spoken])
 
     def hatches(self) -> list[Html]:
         """A pattern for each kind of error and structure, in half pixels as the contours are."""

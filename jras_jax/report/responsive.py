@@ -71,7 +71,9 @@ def _upright_boxes(groups: Sequence[str], series: Series, bounds: tuple[float, f
         parts.append(text(middle, frame.height - frame.bottom + 18, group, anchor="middle", class_="tick"))
         for s, (_, columns) in enumerate(series):
             across = middle + (s - (len(series) - 1) / 2) * (wide + 8)
-            parts.append(_box(lambda v, a: (a, frame.y(v)), across, wide, columns[g].known(), f"series{s}"))
+            parts.append(
+                _box(lambda v, a: (a, frame.y(v)), across, wide=wide, known=columns[g].known(), kind=f"series{s}")
+            )
     return svg(frame.width, frame.height, label, *parts, class_="chart wide")
 
 
@@ -86,7 +88,9 @@ def _lying_boxes(groups: Sequence[str], series: Series, bounds: tuple[float, flo
         parts.append(text(0, top + 14, group, class_="label"))
         for s, (_, columns) in enumerate(series):
             across = top + name_height + thick * (s + 0.5)
-            parts.append(_box(lambda v, a: (frame.x(v), a), across, thick - 5, columns[g].known(), f"series{s}"))
+            parts.append(
+                _box(lambda v, a: (frame.x(v), a), across, wide=thick - 5, known=columns[g].known(), kind=f"series{s}")
+            )
     return svg(frame.width, frame.height, label, *parts, class_="chart narrow")
 
 
@@ -100,10 +104,10 @@ def _box(place: Place, across: float, wide: float, known: list[tuple[float, str]
     low, high = float(values[values >= q1 - reach].min()), float(values[values <= q3 + reach].max())
     half = wide / 2
     parts = [
-        _line(place, (low, across), (q1, across), "whisker"),
-        _line(place, (q3, across), (high, across), "whisker"),
+        _line(place, (low, across), end=(q1, across), kind="whisker"),
+        _line(place, (q3, across), end=(high, across), kind="whisker"),
         _rectangle(place, (q1, across - half), (q3, across + half)),
-        _line(place, (median, across - half), (median, across + half), "median"),
+        _line(place, (median, across - half), end=(median, across + half), kind="median"),
     ]
     for i, (value, case) in enumerate(known):
         # Spread by the golden ratio: even, and the same on every run.
@@ -133,10 +137,20 @@ def levels(rows: Sequence[tuple[str, float, bool]], *, title: str, include: Sequ
     """Named values on one axis, the value in figures beside each; True marks what this run itself does."""
     bounds = limits([v for _, v, _ in rows], include=include)
     label = f"{title}: " + "; ".join(f"{name} {number(value)}" for name, value, _ in rows) + "."
-    wide = Frame(720.0, 30.0 * len(rows) + 44, bounds, (0, 1), left=250, right=60, bottom=40, top=4)
-    narrow = Frame(NARROW, 40.0 * len(rows) + 44, bounds, (0, 1), left=10, right=56, bottom=40, top=4)
-    drawn = [svg(wide.width, wide.height, label, *_levels(wide, rows, title, 30.0), class_="chart wide")]
-    drawn.append(svg(narrow.width, narrow.height, label, *_levels(narrow, rows, title, 40.0), class_="chart narrow"))
+    wide = Frame(720.0, 30.0 * len(rows) + 44, x_limits=bounds, y_limits=(0, 1), left=250, right=60, bottom=40, top=4)
+    narrow = Frame(NARROW, 40.0 * len(rows) + 44, x_limits=bounds, y_limits=(0, 1), left=10, right=56, bottom=40, top=4)
+    drawn = [
+        svg(wide.width, wide.height, label, *_levels(wide, rows, title=title, row_height=30.0), class_="chart wide")
+    ]
+    drawn.append(
+        svg(
+            narrow.width,
+            narrow.height,
+            label,
+            *_levels(narrow, rows, title=title, row_height=40.0),
+            class_="chart narrow",
+        )
+    )
     return element("figure", *drawn)
 
 
@@ -171,8 +185,16 @@ def differences(rows: Sequence[tuple[str, float]], *, title: str) -> Html:
     columns = min(_MOST_COLUMNS, max(1, math.ceil(len(ordered) / _ROWS_A_COLUMN)))
     return element(
         "figure",
-        _difference_columns(ordered, bounds, title, label, WIDE if columns > 1 else 640.0, columns, "chart wide"),
-        _difference_columns(ordered, bounds, title, label, NARROW, 1, "chart narrow"),
+        _difference_columns(
+            ordered,
+            bounds,
+            title=title,
+            label=label,
+            width=WIDE if columns > 1 else 640.0,
+            columns=columns,
+            kind="chart wide",
+        ),
+        _difference_columns(ordered, bounds, title=title, label=label, width=NARROW, columns=1, kind="chart narrow"),
     )
 
 
@@ -190,7 +212,7 @@ def _difference_columns(
     names = max((len(short(name)) for name, _ in rows), default=0) * 6.6 + 8
     parts: list[Html] = []
     for c in range(columns):
-        frame = Frame(share, height, bounds, (0, 1), left=names, right=14, top=4, bottom=40)
+        frame = Frame(share, height, x_limits=bounds, y_limits=(0, 1), left=names, right=14, top=4, bottom=40)
         own = _difference_rows(frame, rows[c * each : (c + 1) * each], step)
         zero = element("line", x1=frame.x(0), x2=frame.x(0), y1=frame.top, y2=height - 40, class_="zero")
         axis = frame.x_axis(title, max(2, int((share - names) // 70)), grid=True)
@@ -207,6 +229,8 @@ def _difference_rows(frame: Frame, rows: Sequence[tuple[str, float]], step: floa
         parts += [
             text(frame.left - 8, y + 4, short(name), anchor="end", class_="tick"),
             element("line", x1=frame.x(0), x2=frame.x(value), y1=y, y2=y, class_=f"stem {kind}"),
-            marker("square" if value < 0 else "circle", frame.x(value), y, 4.0, hint, class_=f"level {kind}"),
+            marker(
+                "square" if value < 0 else "circle", frame.x(value), y=y, size=4.0, hint=hint, class_=f"level {kind}"
+            ),
         ]
     return parts

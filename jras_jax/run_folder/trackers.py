@@ -72,7 +72,7 @@ def start(names: Sequence[str], folder: RunFolder, resume_step: int, name: str, 
         if "mlflow" in names:
             found.append(Remote("MLflow", lambda: MLflow(identity, name, settings)))
         if "wandb" in names:
-            found.append(Remote("Weights & Biases", lambda: WandB(folder, identity, name, settings)))
+            found.append(Remote("Weights & Biases", lambda: WandB(folder, identity, name=name, settings=settings)))
     return found
 
 

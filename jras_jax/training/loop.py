@@ -216,7 +216,9 @@ class _Live:
     def _trackers(self) -> list[trackers.Tracker]:
         config, task = self.task.config, self.task
         settings = configs.flatten(dataclasses.asdict(config))
-        return trackers.start(config.train.trackers, task.folder, task.started_at, config.name, settings)
+        return trackers.start(
+            config.train.trackers, task.folder, resume_step=task.started_at, name=config.name, settings=settings
+        )
 
     def _log(self, at: int, metrics: dict[str, jax.Array]) -> None:
         values = {k: float(v) for k, v in metrics.items()}

@@ -78,7 +78,13 @@ def make_step(
     """
     passes = Passes.of(model.apply, config.train, device_mesh)
     terms = LossTerms(
-        passes, model.num_classes, config.augment, config.retrieval, config.loss, device_mesh, config.blank_share
+        passes,
+        model.num_classes,
+        augment=config.augment,
+        retrieval=config.retrieval,
+        loss=config.loss,
+        mesh=device_mesh,
+        blank_share=config.blank_share,
     )
     seed, ema_decay = config.seed + 1, config.optim.ema_decay
 
@@ -131,15 +137,22 @@ def joint_loss(
     embeddings: Any = None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
-        embeddings, seen = _embedded(variables, plain, batch, cache, k_view, k_dropout, terms)
+        embeddings, seen = _embedded(
+            variables, plain, batch=batch, cache=cache, k_view=k_view, k_dropout=k_dropout, terms=terms
+        )
         if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
             overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
-        selection = joint.Selection.of(terms.retrieval)
         guides = joint.retrieve(
-            embeddings, gallery, queries, selection, terms.num_classes, scores=overlap, key=k_select, mesh=terms.mesh
+            embeddings,
+            gallery,
+            queries=queries,
+            selection=joint.Selection.of(terms.retrieval),
+            num_classes=terms.num_classes,
+            scores=overlap,
+            key=k_select,
+            mesh=terms.mesh,
         )
-        entropy = -jnp.sum(guides.weights * jnp.log(jnp.maximum(guides.weights, 1e-12)), -1).mean()
-        metrics |= {"weight_entropy": entropy, "similarity": guides.similarity.mean()}
+        metrics |= {"weight_entropy": _entropy(guides.weights), "similarity": guides.similarity.mean()}
         if terms.blank_share:
             draw = jax.random.bernoulli(jax.random.fold_in(key, BLANK_STREAM), terms.blank_share, images.shape[:1])
             guides = controls.blanked(guides, draw)
@@ -151,7 +164,9 @@ def joint_loss(
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
-        term = _contrastive_term(variables, images, labels, embeddings, gallery, queries, terms)
+        term = _contrastive_term(
+            variables, images, labels=labels, embeddings=embeddings, gallery=gallery, queries=queries, terms=terms
+        )
         metrics["contrast_loss"] = term
         loss += terms.retrieval.contrast_weight * term
     if "whole" in batch:
@@ -162,6 +177,11 @@ def joint_loss(
     dice = losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes)
     metrics |= {"loss": loss, "dice": dice.mean()}
     return loss, (metrics, updated)
+
+
+def _entropy(weights: jax.Array) -> jax.Array:
+    """The mean entropy (nats) of the guides' weights (B, k)."""
+    return -jnp.sum(weights * jnp.log(jnp.maximum(weights, 1e-12)), -1).mean()
 
 
 def _embedded(
@@ -220,7 +240,12 @@ def _contrastive_term(
     b, m = images.shape[0], r.contrast_candidates
     nearest = joint.Selection("top_k", m, temperature=r.temperature, exclude=r.exclude)
     found = joint.retrieve(
-        jax.lax.stop_gradient(embeddings), gallery, queries, nearest, terms.num_classes, mesh=terms.mesh
+        jax.lax.stop_gradient(embeddings),
+        gallery,
+        queries=queries,
+        selection=nearest,
+        num_classes=terms.num_classes,
+        mesh=terms.mesh,
     )
     alone = jax.tree.map(lambda x: x.reshape(b * m, 1, *x.shape[2:]), found).replace(weights=jnp.ones((b * m, 1)))
     repeated = jnp.repeat(images, m, 0)

@@ -60,7 +60,7 @@ class Builder(common.ScanBuilder):
             else:
                 notes.append(f"{root / group} is not there: the data set has no {group} images")
         common.check_patients({"train": cases}, manual_dir)
-        return common.Inventory(root, {"train": cases}, [], notes)
+        return common.Inventory(root, {"train": cases}, tables=[], notes=notes)
 
 
 def _cases(folder: pathlib.Path, group: str) -> list[common.Case]:

@@ -72,4 +72,4 @@ class Builder(common.ScanBuilder):
                 )
             )
         common.check_patients({"train": cases}, manual_dir)
-        return common.Inventory(root, {"train": cases}, [], [], skipped)
+        return common.Inventory(root, {"train": cases}, tables=[], notes=[], skipped=skipped)

@@ -66,7 +66,12 @@ def read_facts(root: pathlib.Path) -> Facts:
     names = tuple(str(channels[str(i)]) for i in range(len(channels)))
     ending = tree.get("file_ending", "")
     name = tree.get("name")
-    return Facts(str(name) if name else root.resolve().name, labels, names, ending if isinstance(ending, str) else "")
+    return Facts(
+        str(name) if name else root.resolve().name,
+        labels,
+        channels=names,
+        ending=ending if isinstance(ending, str) else "",
+    )
 
 
 def _labels(path: pathlib.Path, entries: dict[str, Any]) -> dict[str, int]:

@@ -60,7 +60,11 @@ def survey(manual_dir: pathlib.Path) -> tuple[common.Inventory, list[str]]:
     splits, notes = _files(manual_dir, facts)
     faults = [fault for files in splits.values() for fault in files.faults]
     people = contents.read_patients(manual_dir)
-    cases = {split: _cases(files, people, manual_dir, faults) for split, files in splits.items() if files.cases}
+    cases = {
+        split: _cases(files, people, manual_dir=manual_dir, faults=faults)
+        for split, files in splits.items()
+        if files.cases
+    }
     if not cases and not faults:
         raise UserError(
             f"{manual_dir}: holds no cases: neither nnU-Net's imagesTr/ and labelsTr/, nor images with their masks "
@@ -76,7 +80,7 @@ def survey(manual_dir: pathlib.Path) -> tuple[common.Inventory, list[str]]:
     faults += _shared(cases)
     tables = [manual_dir / contents.FILE, *([manual_dir / contents.PATIENTS] if people else [])]
     skipped = [line for files in splits.values() for line in files.skipped]
-    return common.Inventory(manual_dir, cases, tables, notes, skipped), faults
+    return common.Inventory(manual_dir, cases, tables=tables, notes=notes, skipped=skipped), faults
 
 
 def _facts(manual_dir: pathlib.Path) -> contents.Facts:
@@ -92,7 +96,11 @@ def _facts(manual_dir: pathlib.Path) -> contents.Facts:
 
 def _values(manual_dir: pathlib.Path) -> set[int]:
     """The values in the masks of a folder without dataset.json, as far as they can be read."""
-    found = layout.nnunet(manual_dir, "Tr", 1, "") if layout.is_nnunet(manual_dir) else layout.pairs(manual_dir, 1)
+    found = (
+        layout.nnunet(manual_dir, "Tr", channels=1, ending="")
+        if layout.is_nnunet(manual_dir)
+        else layout.pairs(manual_dir, 1)
+    )
     values: set[int] = set()
     for files, mask in list(found.cases.values())[:_MANY_VALUES]:
         try:
@@ -107,10 +115,10 @@ def _files(manual_dir: pathlib.Path, facts: contents.Facts) -> tuple[dict[str, l
     channels = len(facts.channels)
     if not layout.is_nnunet(manual_dir):
         return {split: layout.pairs(f, channels) for split, f in layout.splits_of(manual_dir).items()}, []
-    found = {"train": layout.nnunet(manual_dir, "Tr", channels, facts.ending)}
+    found = {"train": layout.nnunet(manual_dir, "Tr", channels=channels, ending=facts.ending)}
     notes = []
     if (manual_dir / "labelsTs").is_dir():
-        found["test"] = layout.nnunet(manual_dir, "Ts", channels, facts.ending)
+        found["test"] = layout.nnunet(manual_dir, "Ts", channels=channels, ending=facts.ending)
     elif (manual_dir / "imagesTs").is_dir():
         notes.append(
             f"{manual_dir / 'imagesTs'}: has no masks (labelsTs), so there is no test split; jras predict reads it"

@@ -47,7 +47,9 @@ class Builder(common.ScanBuilder):
         rows = _read_table(root / _TABLE)
         skipped: list[str] = []
         folder = root / "dataset" if (root / "dataset").is_dir() else root
-        patients = common.patient_folders(folder, lambda name: name.isdecimal(), "a number such as 001", skipped)
+        patients = common.patient_folders(
+            folder, lambda name: name.isdecimal(), wanted="a number such as 001", skipped=skipped
+        )
         cases: dict[str, list[common.Case]] = {}
         long_axes = 0
         for patient in patients:
@@ -56,7 +58,7 @@ class Builder(common.ScanBuilder):
         common.check_patients(cases, manual_dir)
         notes = [f"{folder}: passes over {long_axes} long-axis files; short axes alone are read"] if long_axes else []
         notes += [f"{folder}: the data set has no split '{split}'" for split in _LAST if split not in cases]
-        return common.Inventory(root, cases, [root / _TABLE], notes, skipped)
+        return common.Inventory(root, cases, tables=[root / _TABLE], notes=notes, skipped=skipped)
 
 
 def _split_of(patient: pathlib.Path) -> str:
