@@ -174,8 +174,7 @@ def joint_loss(
         metrics["locator_loss"] = term
         loss += term
     full = logits if isinstance(logits, jax.Array) else logits[0]
-    dice = losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes)
-    metrics |= {"loss": loss, "dice": dice.mean()}
+    metrics |= {"loss": loss, "dice": losses.hard_dice(jnp.argmax(full, -1), labels, terms.num_classes).mean()}
     return loss, (metrics, updated)
 
 
