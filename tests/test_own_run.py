@@ -68,7 +68,8 @@ def test_the_same_command_resumes_where_a_fold_is_missing(folds, shapes, capsys)
 
 @pytest.mark.slow
 def test_the_ensemble_averages_probabilities_and_names_each_folds_guides(folds, shapes, tmp_path):
-    assert main(["predict", f"--workdir={folds}", f"--input={shapes / 'imagesTs'}", f"--output={tmp_path}"]) == 0
+    predict = ["predict", f"--workdir={folds}", f"--input={shapes / 'imagesTs'}", f"--output={tmp_path}"]
+    assert main([*predict, "--probabilities"]) == 0
     mask = nib.load(tmp_path / "shape_006.nii.gz")
     scan = nib.load(shapes / "imagesTs" / "shape_006_0000.nii.gz")
     assert np.allclose(mask.affine, scan.affine) and set(np.unique(np.asarray(mask.dataobj))) <= {0, 2, 5}
@@ -84,6 +85,8 @@ def test_the_ensemble_averages_probabilities_and_names_each_folds_guides(folds, 
     ]
     wanted = np.mean([e.probabilities for e in each], 0).argmax(-1)
     assert (np.array([0, 2, 5])[wanted] == np.asarray(mask.dataobj)).mean() > 0.999
+    share = nib.load(tmp_path / "shape_006_probability_square.nii.gz")  # 3-D, though the image has two channels
+    assert np.allclose(share.get_fdata(), np.mean([e.probabilities for e in each], 0)[..., 2], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -115,8 +118,15 @@ def test_pictures_train_and_their_masks_are_pictures(tmp_path):
     assert summary["structures"] == ["disc", "square"] and summary["unit"] == "voxel" and summary["phases"] == []
     single = folder / "lesion 3.png"
     target = tmp_path / "masks"
-    assert main(["predict", f"--workdir={tmp_path / 'run'}", f"--input={single}", f"--output={target}"]) == 0
+    predict = ["predict", f"--workdir={tmp_path / 'run'}", f"--input={single}", f"--output={target}"]
+    for _ in range(2):  # over its own files too
+        assert main([*predict, "--probabilities", "--uncertainty"]) == 0
     mask = PIL.Image.open(target / "lesion 3.png")
+    names = ("background", "disc", "square")
+    shares = [np.asarray(PIL.Image.open(target / f"lesion 3_probability_{name}.png")) for name in names]
+    assert {x.dtype for x in shares} == {np.dtype(np.uint16)} and np.abs(np.sum(shares, 0, float) - 65535).max() <= 2
+    assert np.array_equal(np.array([0, 2, 5])[np.argmax(shares, 0)], np.asarray(mask))
+    assert PIL.Image.open(target / "lesion 3_uncertainty.png").size == mask.size
     assert mask.size == PIL.Image.open(single).size and set(np.unique(np.asarray(mask))) <= {0, 2, 5}
     named = tmp_path / "named.png"
     assert main(["predict", f"--workdir={tmp_path / 'run'}", f"--input={single}", f"--output={named}"]) == 0

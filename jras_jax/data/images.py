@@ -114,5 +114,22 @@ def write_mask(path: pathlib.Path, mask: np.ndarray, like: Scan) -> None:
         nifti.write_mask(path, mask, like if mask.ndim == like.array.ndim else _first_channel(like))
 
 
+def write_map(path: pathlib.Path, steps: np.ndarray, like: Scan, step: float) -> None:
+    """Writes numbers, `steps` (X, Y, Z[, T]) uint16 times `step`, in the image's kind: NIfTI, or PNG for a picture.
+
+    A PNG holds the steps themselves.
+    """
+    if like.header is None:
+        pictures.write_picture_map(path, steps)
+    else:
+        like = like if steps.ndim == like.array.ndim else _first_channel(like)
+        nifti.write_map(path, steps, like=like, step=step)
+
+
+def is_own_map(path: pathlib.Path) -> bool:
+    """Whether a file is a map of this program; False if it cannot be read."""
+    return pictures.is_own_picture_map(path) if pictures.is_picture(path) else nifti.is_own_map(path)
+
+
 def _first_channel(scan: Scan) -> Scan:
     return dataclasses.replace(scan, array=scan.array[..., 0]) if scan.array.ndim == 4 else scan

@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 
 from jras_jax import files
-from jras_jax.data.nifti import MARK, Scan
+from jras_jax.data.nifti import MAP_MARK, MARK, Scan
 from jras_jax.errors import ScanError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
@@ -79,22 +79,40 @@ def read_picture_labels(path: str | os.PathLike[str], like: Scan) -> Scan:
 
 def write_picture_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
     """Writes a mask (X, Y, 1) uint8 as PNG, marked as of this program; raises FileError."""
-    image = PIL.Image.fromarray(np.ascontiguousarray(mask[:, :, 0].T))
-    mark = PIL.PngImagePlugin.PngInfo()
-    mark.add_text("Description", MARK.decode())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=mark)
-    with files.replacing(pathlib.Path(path)) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    _write(pathlib.Path(path), mask, MARK)
+
+
+def write_picture_map(path: str | os.PathLike[str], steps: np.ndarray) -> None:
+    """Writes numbers (X, Y, 1) uint16 as PNG of 16 bits, marked as a map of this program; raises FileError."""
+    _write(pathlib.Path(path), steps, MAP_MARK)
 
 
 def is_own_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a PNG is a mask that `write_picture_mask` wrote; False if it cannot be read."""
+    """Whether a PNG is a mask or a map of this program; False if it cannot be read."""
+    return _description(path) in (MARK.decode(), MAP_MARK.decode())
+
+
+def is_own_picture_map(path: str | os.PathLike[str]) -> bool:
+    """Whether a PNG is a map that `write_picture_map` wrote; False if it cannot be read."""
+    return _description(path) == MAP_MARK.decode()
+
+
+def _write(path: pathlib.Path, values: np.ndarray, mark: bytes) -> None:
+    image = PIL.Image.fromarray(np.ascontiguousarray(values[:, :, 0].T))
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text("Description", mark.decode())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _description(path: str | os.PathLike[str]) -> Any:
     try:
         with PIL.Image.open(path) as image:
-            return image.info.get("Description") == MARK.decode()
+            return image.info.get("Description")
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _opened(path: pathlib.Path) -> Any:

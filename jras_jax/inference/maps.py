@@ -1,7 +1,8 @@
-"""Maps beside a mask: the probability of each class, and how uncertain the model is, as compressed NIfTI.
+"""Maps beside a mask: the probability of each class, and how uncertain the model is; compressed NIfTI, or PNG for PNG.
 
 A file holds uint16 with the scale in its header (scl_slope), which every NIfTI reader applies: 65536 equal steps from 0
-to 1, finer near 1 than float16, which NIfTI does not have, at the same size. A 4-D scan gives 4-D maps.
+to 1, finer near 1 than float16, which NIfTI does not have, at the same size. A 4-D scan gives 4-D maps. The map of a
+picture is a PNG of 16 bits, in which 65535 is 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jras_jax.data import DatasetDescription, nifti, pairs
+from jras_jax.data import DatasetDescription, images, pictures
+from jras_jax.data.nifti import Scan
 from jras_jax.errors import UserError, printable
 from jras_jax.inference.predictions import VolumePrediction
 
@@ -41,15 +43,17 @@ def paths(mask: pathlib.Path, wanted: Wanted, description: DatasetDescription) -
         names = [f"probability_{name}" for name in plain]
     if wanted.uncertainty:
         names.append("uncertainty")
-    return [mask.with_name(f"{pairs.stem(mask)}_{name}.nii.gz") for name in names]
+    suffix = ".png" if pictures.is_picture(mask) else ".nii.gz"
+    return [mask.with_name(f"{images.stem(mask)}_{name}{suffix}") for name in names]
 
 
 def write(
     mask: pathlib.Path,
-    scan: nifti.Scan,
+    scan: Scan,
     predictions: Sequence[VolumePrediction],
     wanted: Wanted,
     description: DatasetDescription,
+    cine: bool,
 ) -> Iterator[pathlib.Path]:
     """Writes the maps of a scan one by one, and gives the path of each that is about to be written.
 
@@ -61,13 +65,14 @@ def write(
       scan: on whose grid they are.
       predictions: of each frame.
       wanted, description: which maps, and what the classes are called.
+      cine: whether the scan's fourth axis is time, and the maps have it too.
 
     Raises:
       UserError: a file that is no map of this program has the name of one, or a map cannot be written.
     """
     places = paths(mask, wanted, description)
     for path in places:
-        if (path.exists() or path.is_symlink()) and not nifti.is_own_map(path):
+        if (path.exists() or path.is_symlink()) and not images.is_own_map(path):
             raise UserError(f"{printable(path)} is there and is no map of this program: choose another --output folder")
     if not places:
         return
@@ -75,7 +80,7 @@ def write(
     for index, path in enumerate(places):
         yield path
         values = np.stack([frame[index] for frame in steps], -1)
-        nifti.write_map(path, values if scan.array.ndim == 4 else values[..., 0], like=scan, step=1 / STEPS)
+        images.write_map(path, values if cine else values[..., 0], like=scan, step=1 / STEPS)
 
 
 def _steps(prediction: VolumePrediction, wanted: Wanted) -> list[np.ndarray]:

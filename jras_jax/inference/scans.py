@@ -163,7 +163,9 @@ def write_mask_and_evidence(
     images.write_mask(task.mask, masks if cine else masks[..., 0], scan)
     written = [task.mask]
     try:
-        for path in maps.write(task.mask, scan, predictions=predictions, wanted=task.maps, description=run.description):
+        for path in maps.write(
+            task.mask, scan, predictions=predictions, wanted=task.maps, description=run.description, cine=cine
+        ):
             written.append(path)
         files.write_json(task.evidence, evidence)
     except BaseException:  # Ctrl-C too
