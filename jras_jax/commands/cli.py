@@ -55,7 +55,7 @@ def overview() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="jras",
         usage="jras COMMAND [options] [--config.SECTION.KEY=VALUE ...]",
-        description="Retrieval-augmented segmentation of cardiac MRI in JAX.\n\ncommands:\n" + "\n".join(lines),
+        description="Retrieval-augmented segmentation of medical images in JAX.\n\ncommands:\n" + "\n".join(lines),
         epilog="jras COMMAND --help lists the options of a command. python run.py takes the same arguments; without a\n"
         "command it trains.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -65,18 +65,20 @@ def print_scores(summary: dict[str, Any], baseline: dict[str, Any] | None) -> No
         per = "slices, 2-D (this leaks)"
     table = rich.table.Table(title=f"Dice, {summary['split']}, {summary['patients']} {per}")
     table.add_column("structure")
-    table.add_column("phase")
+    if phases := summary["phases"]:
+        table.add_column("phase")
     table.add_column("with retrieval" if enabled else "without retrieval", justify="right")
     if baseline:
         table.add_column("without", justify="right")
     number = lambda s, k: f"{s['by'][k]['dice']:.4f}" if k in s["by"] else "-"  # noqa: E731
     for structure in summary["structures"]:
-        for phase in summary["phases"] or [""]:
+        for phase in phases or [""]:
             key = f"{structure}/{phase}".rstrip("/")
-            table.add_row(structure, phase, number(summary, key), *([number(baseline, key)] if baseline else []))
+            dice = [number(s, key) for s in (summary, baseline) if s]
+            table.add_row(structure, *([phase] if phases else []), *dice)
     table.add_section()
     mean = [f"{s['mean']['dice']:.4f}" for s in (summary, baseline) if s]
-    table.add_row("mean", "", *mean)
+    table.add_row("mean", *([""] if phases else []), *mean)
     rich.console.Console(width=90).print(table)
 
 
@@ -99,5 +101,5 @@ def _with_gain(option: dict[str, Any], key: str, digits: int) -> tuple[str, str]
     """('0.9012', '+0.0031 (+0.0010 to +0.0052)'); '-' if there is no figure."""
     if option[key] is None or option[f"{key}_gain"] is None:
         return "-", "-"
-    gain, low, high = (f"{option[f'{key}_gain{end}']:+.{digits}f}" for end in ("", "_low", "_high"))
+    gain, low, high = (f"{option[f'{key}_gain{end}']:+z.{digits}f}" for end in ("", "_low", "_high"))
     return f"{option[key]:.{digits}f}", f"{gain} ({low} to {high})"

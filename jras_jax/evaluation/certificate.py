@@ -95,9 +95,9 @@ def sentence(certificate: Mapping[str, Any]) -> str:
     parts = []
     for name in ("random", "blank"):
         d = certificate[f"real_minus_{name}"]
-        facts = [f"{d['difference']:+.3f}"]
+        facts = [f"{d['difference']:+z.3f}"]
         if d["low"] is not None:
-            facts.append(f"95% interval {d['low']:+.3f} to {d['high']:+.3f}")
+            facts.append(f"95% interval {d['low']:+z.3f} to {d['high']:+z.3f}")
         facts.append("no test" if d["p"] is None else "p below 0.001" if d["p"] < 0.001 else f"p {d['p']:.3f}")
         parts.append(f"{certificate[name]:.3f} with {name} ones ({', '.join(facts)})")
     word = {HELPS: "Retrieval helps", HARMS: "Retrieval harms"}.get(
