@@ -13,8 +13,10 @@ import yaml
 import jras_jax
 from jras_jax.commands import cli
 from jras_jax.errors import UserError
+from jras_jax.evaluation import certificate
 from jras_jax.report import card
 from jras_jax.report import files as report_files
+from jras_jax.run_folder import provenance
 from tests.commands import call, evaluate
 from tests.fake_run import write_fake_run
 
@@ -157,7 +159,8 @@ def test_the_card_tells_what_the_run_knows(bare, whole, scored):
     for words in ("Not a medical device", "no patient was ever seen", "train 4, validation 2, test 3", "3 patients"):
         assert words in text
     assert f"| mean | {summary['mean']['dice']:.3f} [" in text and summary["protocol"] in text
-    assert "No run without retrieval was evaluated" in text and "Random guides were not evaluated" in text
+    assert "No run without retrieval was evaluated" in text and "Segments RV, MYO, LV slice by slice" in text
+    assert certificate.sentence(summary["retrieval_certificate"]) in text and "Random guides" not in text
     assert "gallery of the training patients is not published" in text
     assert "holds images and masks of patients" in (whole / "README.md").read_text()
 
@@ -179,6 +182,18 @@ def test_warnings_that_name_patients_or_folders_stay_here(tmp_path):
     )
     text = card.card(contents)
     assert leak in text and "Jane Doe" not in text and "1 more warnings, which name patients" in text
+
+
+def test_a_run_that_leaks_by_protocol_says_so(tmp_path):
+    folder = write_fake_run(tmp_path / "run")
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"warnings": [provenance.PAPER_WARNING]}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"protocol": "paper"}))
+    run = report_files.read(folder)
+    text = card.card(card.Contents([run], [], licence="mit", step=4, patients={}, gallery="", patients_named=False))
+    assert provenance.PAPER_WARNING in text and "Slices were split at random" in text
+    assert "Split by patient" not in text and "Random guides were not evaluated" in text
 
 
 def test_what_cannot_be_published_is_refused(run_with_gallery, scored, bare, tmp_path, monkeypatch):

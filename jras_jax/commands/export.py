@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from jras_jax import files
+from jras_jax.commands.opened import add_places, places
 from jras_jax.commands.terminal import enable_compilation_cache, say
 from jras_jax.errors import UserError
 from jras_jax.inference import onnx_model, standalone
@@ -32,8 +33,7 @@ from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
-    p.add_argument("workdir", help="folder of a trained run")
-    p.add_argument("output", type=pathlib.Path, help="folder to write")
+    add_places(p, "folder of a trained run", "folder to write")
     p.add_argument("--gallery", metavar="FOLDER", help="another gallery, as for jras predict (default: the run's own)")
     p.add_argument("--labels", help="label values of the gallery's scans, such as LV:1,MYO:2,RV:3")
     p.add_argument(
@@ -49,21 +49,22 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Exports; returns the exit status."""
-    files.check_folder(args.output, "OUTPUT")
+    workdir, output = places(args, "export")
+    files.check_folder(output, "OUTPUT")
     if args.onnx:
         _check_onnx(args)
     enable_compilation_cache()
-    opened = open_run(args.workdir, overrides)
+    opened = open_run(workdir, overrides)
     gallery = None
     if opened.config.retrieval.enabled or args.gallery:
         gallery = opened.open_gallery(args.gallery, args.labels)
     it = standalone.program(opened, gallery, takes_gallery=args.gallery_as_argument)
     if jax.process_index() == 0:
-        with files.filling(args.output) as folder:
+        with files.filling(output) as folder:
             standalone.save(folder, opened, gallery=gallery, it=it)
             if args.onnx:
                 _save_onnx(folder, opened, gallery=gallery, it=it, batch=args.onnx_batch)
-        _tell(args.output, gallery, it=it, frame=opened.config.dataset.frame)
+        _tell(output, gallery, it=it, frame=opened.config.dataset.frame)
     return 0
 
 

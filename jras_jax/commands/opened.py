@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 
 from jras_jax.errors import UserError
 from jras_jax.run_folder import published
@@ -15,6 +16,22 @@ def add_workdir(p: argparse.ArgumentParser) -> None:
     """The options of every command that opens a trained run."""
     p.add_argument("--workdir", help="folder of a trained run; also hf:org/name on the Hugging Face hub")
     p.add_argument("--config", help=argparse.SUPPRESS)
+
+
+def add_places(p: argparse.ArgumentParser, run: str, output: str) -> None:
+    """A run and a folder to write, by position or as --workdir and --output, as other commands have them."""
+    p.add_argument("places", nargs="*", metavar="WORKDIR OUTPUT", help=f"{run}; {output}")
+    p.add_argument("--workdir", help="the first of them by name")
+    p.add_argument("--output", type=pathlib.Path, help="the second of them by name")
+
+
+def places(args: argparse.Namespace, command: str) -> tuple[str, pathlib.Path]:
+    """The run and the folder to write; raises UserError if they are not exactly that."""
+    given = list(args.places)
+    workdir, output = (place or (given.pop(0) if given else None) for place in (args.workdir, args.output))
+    if given or not workdir or not output:
+        raise UserError(f"{command} needs a trained run and a folder to write: jras {command} WORKDIR OUTPUT")
+    return str(pathlib.Path(workdir).expanduser()), pathlib.Path(output).expanduser()
 
 
 def trained_folder(args: argparse.Namespace, command: str) -> RunFolder:

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jras_jax import files, mesh
+from jras_jax.commands.opened import add_places, places
 from jras_jax.commands.terminal import say
 from jras_jax.errors import UserError
 from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
@@ -34,8 +35,7 @@ from jras_jax.run_folder.layout import RunFolder
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The command's options."""
-    p.add_argument("workdir", help="folder of a trained and evaluated run")
-    p.add_argument("output", type=pathlib.Path, help="folder to write; new or empty")
+    add_places(p, "folder of a trained and evaluated run", "folder to write; new or empty")
     p.add_argument(
         "--license", metavar="ID", help="licence of the weights, such as cc-by-nc-sa-4.0 (default: what ACDC asks for)"
     )
@@ -45,12 +45,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     """Publishes; returns the exit status."""
+    workdir, output = places(args, "publish")
     if overrides:
         raise UserError(f"publish keeps the run's own settings: leave {overrides[0]} out")
-    files.check_folder(args.output, "OUTPUT")
-    if args.output.is_dir() and any(args.output.iterdir()):
-        raise UserError(f"OUTPUT={args.output}: holds files already; choose a new folder, or empty it")
-    opened = open_run(args.workdir)
+    files.check_folder(output, "OUTPUT")
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"OUTPUT={output}: holds files already; choose a new folder, or empty it")
+    opened = open_run(workdir)
     licence = args.license or card.LICENCES.get(opened.config.dataset.name)
     if not licence:
         raise UserError(
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     contents = _contents(opened, licence, gallery=gallery, named=args.with_patients)
     variables = mesh.to_host(opened.variables)
     if jax.process_index() == 0:
-        with files.filling(args.output) as folder:
+        with files.filling(output) as folder:
             facts = {"name": opened.config.name, "step": opened.step, "license": licence}
             new = RunFolder(folder)
             published.write(
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
                     new.gallery, gallery.table, embeddings=np.asarray(embeddings), fingerprint=opened.fingerprint
                 )
             files.write_text(folder / "README.md", card.card(contents))
-    _tell(args.output, opened, gallery)
+    _tell(output, opened, gallery)
     return 0
 
 

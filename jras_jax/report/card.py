@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jras_jax.errors import UserError
-from jras_jax.evaluation import choose, statistics
+from jras_jax.evaluation import certificate, choose, statistics
 from jras_jax.report import analysis
 from jras_jax.report.files import ReportedRun
 from jras_jax.report.results import verdict
@@ -101,7 +101,8 @@ def _about(run: ReportedRun) -> str:
     guided = "is guided by similar labelled slices of other patients (J-RAS, " + PAPER + ")"
     if not run.config.get("retrieval", {}).get("enabled"):
         guided = "takes no guides (trained without retrieval)"
-    return f"Segments cardiac MRI slice by slice. The backbone ({what}) {guided}. Parameters: {counts or 'unknown'}."
+    named = ", ".join(run.description.structures)
+    return f"Segments {named} slice by slice. The backbone ({what}) {guided}. Parameters: {counts or 'unknown'}."
 
 
 def _limits(run: ReportedRun) -> str:
@@ -134,10 +135,13 @@ def _data(c: Contents) -> str:
         spacing = "in the frame of the heart, which a locator finds"
     counts = ", ".join(f"{part} {n}" for part, n in c.patients.items())
     named = "splits.json names them" if c.patients_named else "they are not named here"
+    split = f"Split by patient, stratified, seed {data.get('split_seed')}: {folds}"
+    if run.config.get("protocol") == "paper":
+        split = "Slices were split at random, so that slices of one patient both train and are scored"
     return "\n".join(
         [
             f"- Data set: {_SETS.get(name, name)}.",
-            f"- Split by patient, stratified, seed {data.get('split_seed')}: {folds}. Patients: {counts}; {named}.",
+            f"- {split}. Patients: {counts}; {named}.",
             f"- Model grid: {size} {spacing}; intensities by percentiles of each volume.",
             f"- One seed ({run.config.get('seed')}): the scores do not show how much another seed would change them.",
         ]
@@ -170,14 +174,16 @@ def _controls(c: Contents) -> str:
     others = {b.evaluation: b for b in c.baselines}
     for run in c.runs:
         if (other := others.get(run.evaluation)) is not None and other.cases:
-            found = analysis.compare(run.cases, other.cases, ["dice"])["dice"].comparison
+            beside = analysis.compare(run.cases, other.cases, ["dice"])["dice"].comparison
             dice = _estimate(analysis.summarise(other.cases, "dice"), "dice")
-            lines.append(f"- {run.evaluation}, the same run trained without retrieval: Dice {dice}. {verdict(found)}")
+            lines.append(f"- {run.evaluation}, the same run trained without retrieval: Dice {dice}. {verdict(beside)}")
+    proved = {run.evaluation: found for run in c.runs if (found := run.summary.get("retrieval_certificate"))}
+    lines += [f"- {name}: {certificate.sentence(found)}" for name, found in proved.items()]
     drawn = [run for run in c.runs if "strategy=random" in run.evaluation]
     lines += [f"- {run.evaluation}: guides drawn at random, see its scores above." for run in drawn]
     if not others:
         lines.append("- No run without retrieval was evaluated: whether retrieval helps is not known.")
-    if not drawn:
+    if not drawn and not proved:
         lines.append("- Random guides were not evaluated: whether it matters which cases guide is not known.")
     return "\n".join(lines)
 
