@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+from jax import export
 
 import jras_jax
 from jras_jax.commands.cli import main
@@ -87,6 +88,21 @@ def test_the_ensemble_averages_probabilities_and_names_each_folds_guides(folds, 
     assert (np.array([0, 2, 5])[wanted] == np.asarray(mask.dataobj)).mean() > 0.999
     share = nib.load(tmp_path / "shape_006_probability_square.nii.gz")  # 3-D, though the image has two channels
     assert np.allclose(share.get_fdata(), np.mean([e.probabilities for e in each], 0)[..., 2], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_of_several_channels_is_exported(folds, tmp_path):
+    assert main(["export", str(folds / "fold_0"), str(tmp_path / "out")]) == 0
+    run = jras_jax.open_run(folds / "fold_0")
+    gallery = run.open_gallery()
+    images = gallery.table.images[:3]
+    facts = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert facts["images"]["shape"] == ["b", *images.shape[1:]] and facts["images"]["channels"] == ["T1", "T2"]
+    program = export.deserialize(bytearray((tmp_path / "out" / "model.stablehlo").read_bytes()))
+    found = program.call(images, np.full(3, int(gallery.table.patient[0]), np.int32))
+    expected = run.segmenter(gallery.arrays).slices(images, int(gallery.table.patient[0]))
+    np.testing.assert_allclose(found["probabilities"], expected.probabilities, atol=1e-5)
+    np.testing.assert_array_equal(found["guides"], expected.indices)
 
 
 @pytest.mark.slow

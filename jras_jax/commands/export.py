@@ -81,7 +81,7 @@ def _save_onnx(
 ) -> None:
     """Writes the ONNX model, compared on slices of the gallery (on noise if there is none)."""
     if gallery is None:
-        images = np.random.default_rng(0).integers(0, 256, (batch, it.image_size, it.image_size), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (batch, *it.image), np.uint8)
         patient = np.full(batch, -1, np.int32)
     else:
         rows = np.arange(batch) % len(gallery.table)

@@ -2,9 +2,9 @@
 
 Axes: b slices, n gallery rows, K guides per slice, S model grid, C classes, D embedding.
 
-The program takes images (b, S, S) uint8 for any b and runs on CPU, CUDA and TPU. It contains the weights. A run with
-retrieval also takes patient (b,) int32, the gallery's number of each slice's patient (-1: not in the gallery), so that
-the leak rule acts inside the program too.
+The program takes images (b, S, S) uint8 for any b, or (b, S, S, channels) if the data set has several, and runs on CPU,
+CUDA and TPU. It contains the weights. A run with retrieval also takes patient (b,) int32, the gallery's number of each
+slice's patient (-1: not in the gallery), so that the leak rule acts inside the program too.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Program(NamedTuple):
         `takes_gallery`, a third argument is the gallery, a dictionary of `ROWS`.
       gallery: the arrays of the gallery on the host; {} for a run without retrieval.
       takes_gallery: whether the gallery is an argument; otherwise it is inside.
-      image_size: S.
+      image: the shape of one slice.
       weights: bytes of the model's parameters.
     """
 
     call: Callable[..., Arrays]
     gallery: Arrays
     takes_gallery: bool
-    image_size: int
+    image: tuple[int, ...]
     weights: int
 
     @property
@@ -60,7 +60,7 @@ class Program(NamedTuple):
 
     def arguments(self, batch: Any, rows: Any = None) -> tuple[Any, ...]:
         """Shapes of the arguments of `call` for a batch and a gallery of these (perhaps symbolic) sizes."""
-        images = jax.ShapeDtypeStruct((batch, self.image_size, self.image_size), np.uint8)
+        images = jax.ShapeDtypeStruct((batch, *self.image), np.uint8)
         if not self.gallery:
             return (images,)
         patient = jax.ShapeDtypeStruct((batch,), np.int32)
@@ -121,9 +121,9 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
         return {"probabilities": probabilities} | (guides if own is not None else {})
 
     size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(variables))
-    return Program(
-        call, rows, takes_gallery=takes_gallery and bool(rows), image_size=config.dataset.image_size, weights=size
-    )
+    side, channels = config.dataset.image_size, len(run.description.channels)
+    image = (side, side) if channels == 1 else (side, side, channels)
+    return Program(call, rows, takes_gallery=takes_gallery and bool(rows), image=image, weights=size)
 
 
 def exported(it: Program, top_k: int) -> export.Exported:
@@ -165,7 +165,8 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
         "platforms": list(PLATFORMS),
         "classes": list(run.description.classes),
         "images": {
-            "shape": ["b", it.image_size, it.image_size],
+            "shape": ["b", *it.image],
+            "channels": list(run.description.channels),
             "dtype": "uint8",
             "pixel_mm": None if run.grid.ignore_spacing or not data.spacing_mm else data.spacing_mm,
             "intensities": "percentiles {} and {} of the volume map to 0 and 255".format(*data.percentiles),
