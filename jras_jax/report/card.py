@@ -220,7 +220,8 @@ def _origin(run: ReportedRun, step: int) -> str:
 
 
 def _dataset(run: ReportedRun) -> str:
-    return str(run.config.get("dataset", {}).get("name", "unknown"))
+    name = str(run.config.get("dataset", {}).get("name", "unknown"))
+    return run.description.name if name == "folder" else name
 
 
 def _estimate(s: statistics.Summary, measure: str) -> str:
