@@ -40,8 +40,10 @@ def blurred(rng: np.random.Generator, labels: np.ndarray, amount: float) -> np.n
 
 
 def write_evidence(path, rng, image, truth, prediction, dice, guides):
-    """An evidence file as evaluation writes it."""
+    """An evidence file as evaluation writes it, of crops in a frame."""
     arrays = {"image": image, "truth": truth, "prediction": prediction, "dice": np.float32(dice)}
+    corners = np.array([[-0.5, 3.0], [20.0, -0.5], [image.shape[-1] / 2, 30.0], [8.0, image.shape[-1] / 2]])
+    arrays |= {"wholes": image[:, ::2, ::2], "corners": corners}
     if guides:
         others = [heart(rng, "ED") for _ in range(guides)]
         names = [[f"patient{k:03d} ED slice {z + 1}" for k in range(guides)] for z in range(SLICES)]

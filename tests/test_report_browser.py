@@ -163,8 +163,8 @@ def test_every_image_loads(opened):
         "  const image = new Image(); image.src = node.getAttribute('href'); await image.decode();"
         "  return image.naturalWidth * image.naturalHeight; }))"
     )
-    # 3 cases of 5 slices, each a query and two guides; error map and baseline show the query's image again.
-    assert len(sizes) == 3 * 5 * 3 and min(sizes) > 0
+    # 3 cases of 5 slices, each a query, two guides and the whole slice; error map and baseline show the query's again.
+    assert len(sizes) == 3 * 5 * 4 and min(sizes) > 0
 
 
 def test_keys_move_the_slider_through_the_slices(opened):
@@ -237,7 +237,7 @@ def test_guides_are_as_large_as_the_query_and_can_take_turns_with_it(opened):
     sizes = opened.script(
         "return [...document.querySelectorAll('.panel .slice:not([hidden]) .picture')].map(p => p.clientWidth)"
     )
-    assert len(sizes) == 3 * 5 and len(set(sizes)) == 1
+    assert len(sizes) == 3 * 6 and len(set(sizes)) == 1
     over = "getComputedStyle(document.querySelector('.panel .slice:not([hidden]) .over'))"
     assert opened.script(f"return [{over}.opacity, {over}.animationName]") == ["0", "none"]
     opened.script("document.querySelector('.panel input[data-blink]').click(); return true;")

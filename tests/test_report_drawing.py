@@ -10,6 +10,8 @@ from scipy import ndimage
 
 from jras_jax.data.description import CARDIAC
 from jras_jax.report import axes, charts, evidence, images, markup, panels, responsive
+from jras_jax.report.files import ReportError
+from tests.fake_run import heart
 
 
 def inside(path: str, size: int) -> np.ndarray:
@@ -93,6 +95,25 @@ def test_pages_stay_small_whatever_the_scans():
     assert side < 128
     panel = panels.panel(item, "noise", detail="", most=side, described=CARDIAC)
     assert sum(map(len, re.findall(r"data:[^\"]+", panel))) < 1.45 * budget
+
+
+def test_the_whole_slice_is_shown_with_the_outline_of_the_crop(tmp_path):
+    rng = np.random.default_rng(0)
+    image, labels = heart(rng, "ED")
+    edges = np.array([[-0.5, -0.5], [-0.5, 31.5], [31.5, 31.5], [31.5, -0.5]])  # row, column: all of 32 pixels
+    arrays = {"image": image, "truth": labels, "prediction": labels, "wholes": image[:, :32, :32], "corners": edges}
+    drawn = {}
+    for name, corners in (("found", edges), ("none", np.zeros((0, 2)))):
+        np.savez(tmp_path / f"{name}.npz", **(arrays | {"corners": corners}))
+        item = evidence.load(name, tmp_path / f"{name}.npz")
+        drawn[name] = panels.panel(item, name, detail="", most=64, described=CARDIAC)
+    side = re.search(r'viewBox="0 0 (\d+) \1" role="img"', drawn["found"])[1]
+    points = f"0.0,0.0 {side}.0,0.0 {side}.0,{side}.0 0.0,{side}.0"
+    assert drawn["found"].count(f'points="{points}" class="crop"') == len(image)
+    assert 'class="crop"' not in drawn["none"] and drawn["none"].count("no heart found") == 2 * len(image)
+    np.savez(tmp_path / "odd.npz", **(arrays | {"wholes": image[1:]}))
+    with pytest.raises(ReportError, match="wholes and corners do not fit the images"):
+        evidence.load("odd", tmp_path / "odd.npz")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.43, 0.97), (-3210.0, 45.0), (1e-5, 9e-4), (0.0, 40.0), (5.0, 5.0)])

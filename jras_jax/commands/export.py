@@ -4,9 +4,10 @@
     jras export runs/acdc exported/ --gallery_as_argument
     jras export runs/acdc exported/ --onnx
 
-OUTPUT gets model.stablehlo (for any batch size, on CPU, CUDA and TPU; only jax and flatbuffers are needed to run it) and model.json,
-which says what goes in and comes out. The program takes slices as the model sees them (whole, or crops that this
-project cuts in the frame of the heart) and gives class probabilities and the gallery rows that guide each slice.
+OUTPUT gets model.stablehlo (for any batch size, on CPU, CUDA and TPU; only jax and flatbuffers are needed to run it)
+and model.json, which says what goes in and comes out. The program takes slices as the model sees them (whole, or crops
+that this project cuts in the frame of the heart) and gives class probabilities and the gallery rows that guide each
+slice.
 
 The gallery is part of the program, unless --gallery_as_argument: whoever has the file then has the gallery's patients'
 images.

@@ -159,7 +159,8 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
     """What somebody who has only the program needs to know, as JSON."""
     data = run.config.dataset
     out: dict[str, Any] = {
-        "format": f"jax.export (packages jax, flatbuffers): deserialize(bytearray(open('{PROGRAM}', 'rb').read())).call(images, ...)",
+        "format": f"jax.export: deserialize(bytearray(open('{PROGRAM}', 'rb').read())).call(images, ...)",
+        "needs": ["jax", "flatbuffers"],
         "run": run.folder.path.name,
         "checkpoint_step": run.step,
         "platforms": list(PLATFORMS),

@@ -29,6 +29,8 @@ class Evidence:
       guide_images, guide_masks: (Z, K, S, S) uint8.
       weights, similarity: (Z, K) float32.
       guide_names: (Z, K) str, such as "patient012 ED slice 3".
+      wholes: (Z, L, L) uint8, the whole slices, if the network saw crops; None otherwise.
+      corners: (4, 2) row and column of the crop's corners in pixels of `wholes`; empty if no heart was found.
       baseline: what the baseline's evaluation kept of the case, if it did; its slices may be cut from the scan in
         another way.
     """
@@ -43,6 +45,8 @@ class Evidence:
     weights: np.ndarray
     similarity: np.ndarray
     guide_names: np.ndarray
+    wholes: np.ndarray | None = None
+    corners: np.ndarray | None = None
     baseline: Evidence | None = None
 
     @property
@@ -75,6 +79,8 @@ def load(name: str, path: pathlib.Path, baseline: pathlib.Path | None = None) ->
         weights=found.get("weights", np.zeros((slices, 0))),
         similarity=found.get("similarity", np.zeros((slices, 0))),
         guide_names=found.get("guide_names", np.zeros((slices, 0), str)),
+        wholes=found.get("wholes"),
+        corners=found.get("corners"),
         baseline=other,
     )
     wanted = {"truth": image.shape, "prediction": image.shape, "guide_masks": evidence.guide_images.shape}
@@ -82,6 +88,9 @@ def load(name: str, path: pathlib.Path, baseline: pathlib.Path | None = None) ->
     for key, shape in wanted.items():
         if getattr(evidence, key).shape != shape:
             raise ReportError(f"{path}: {key} has shape {getattr(evidence, key).shape}, but {shape} fits the images")
+    wholes, corners = evidence.wholes, evidence.corners
+    if wholes is not None and (len(wholes) != slices or corners is None or corners.shape not in ((4, 2), (0, 2))):
+        raise ReportError(f"{path}: wholes and corners do not fit the images; evaluate the run again")
     return evidence
 
 
@@ -100,5 +109,6 @@ def _arrays(path: pathlib.Path, needed: set[str]) -> dict[str, np.ndarray]:
 
 def side_within(shown: Sequence[Evidence], budget: int) -> int:
     """Largest side, in pixels, at which the grey images of all cases take at most `budget` bytes of the page."""
-    count = sum(len(e.image) * (2 + e.guides) for e in shown)  # 2: the baseline's slices may be others
+    # 2: the baseline's slices may be others.
+    count = sum(len(e.image) * (2 + e.guides + (e.wholes is not None)) for e in shown)
     return max(SMALLEST_SIDE, math.isqrt(int(budget / BYTES_PER_PIXEL / max(count, 1))))

@@ -117,7 +117,21 @@ class _Drawer:
             found.append(
                 Picture("baseline", label, drawing=drawing, title="Baseline", lines=[self._scores(truth, other)])
             )
+        if evidence.wholes is not None and evidence.corners is not None:
+            found.append(self._whole(evidence.wholes[z], evidence.corners, name))
         return found
+
+    def _whole(self, image: np.ndarray, corners: np.ndarray, name: str) -> Picture:
+        """The whole slice with the outline of the crop that the network sees."""
+        side = self._window.side
+        uri = images.data_uri(images.png(images.shrink(image, self._most)))
+        drawing = element("image", width=side, height=side, href=uri)
+        line = "no heart found: the network sees all of it"
+        if len(corners):
+            points = " ".join(f"{x:.1f},{y:.1f}" for y, x in (corners + 0.5) * side / image.shape[-1])
+            drawing = join(drawing, element("polygon", points=points, class_="crop"))
+            line = "framed: what the network sees of query and guides"
+        return Picture("whole-slice", f"Whole {name}, {line}", drawing=drawing, title="Whole slice", lines=[line])
 
     def _guide(self, z: int, k: int) -> Picture:
         evidence = self._evidence
