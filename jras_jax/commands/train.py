@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     start = time.monotonic()
     if config.train.with_baseline and not config.retrieval.enabled:
         raise UserError(
-            "config.train.with_baseline=True and config.retrieval.enabled=False exclude each other: leave one of them out"
+            "config.train.with_baseline=True and config.retrieval.enabled=False exclude each other: leave one out"
         )
     if args.folds is not None:
         chosen = folds.numbers(args.folds, config.dataset.num_folds)
