@@ -2,9 +2,9 @@
 
     python run.py --config=configs/acdc_unet.py --workdir=runs/acdc_unet --config.dataset.manual_dir=PATH_TO_ACDC
 
-At full size it wants a GPU and was not measured yet. On 2 CPU cores, at 128 pixels and 16 base channels, 1,500 steps of
-batch 12 took 32 minutes and gave a mean 3-D Dice of 0.869 on fold 0's 16 patients (80 patients in all; the command
-is in benchmarks/RESULTS.md).
+At full size it needs a GPU and has not been measured yet. On 2 CPU cores, at 128 pixels and 16 base channels, 1,500
+steps of batch 12 took 32 minutes and gave a mean 3-D Dice of 0.869 on fold 0's 16 patients (80 patients in all; the
+command is in benchmarks/RESULTS.md).
 """
 
 from jras_jax import config

@@ -5,7 +5,7 @@
 
 PATH has nnU-Net's raw layout (dataset.json, imagesTr, labelsTr), or holds pairs NAME.png and NAME_gt.png (NIfTI, PNG or
 TIFF) with a dataset.json that names the classes: {"labels": {"background": 0, "tumour": 1}}. docs/OWN_DATA.md has the
-rest. At full size it wants a GPU. On a CPU: --config.dataset.image_size=128 --config.backbone.options.base_channels=16
+rest. At full size it needs a GPU. On a CPU: --config.dataset.image_size=128 --config.backbone.options.base_channels=16
 --config.train.num_steps=1500.
 """
 

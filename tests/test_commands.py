@@ -72,7 +72,7 @@ def test_the_overview_does_not_load_jax():
         "assert not {'jax', 'numpy', 'orbax'} & set(sys.modules)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "error: 'segment' is no command; jras --help lists them\n")
+    assert (ended.returncode, ended.stderr) == (0, "error: 'segment' is not a command; jras --help lists them\n")
 
 
 @pytest.mark.parametrize("module", ["jras_jax", "jras_jax.commands.cli"])
@@ -87,7 +87,7 @@ def test_the_module_is_the_command(module):
 
 def test_an_unknown_mode_is_refused(capsys):
     for arguments in (["--mode=segment"], ["--mode", "segment"]):
-        assert said(capsys, *arguments) == "error: 'segment' is no command; jras --help lists them"
+        assert said(capsys, *arguments) == "error: 'segment' is not a command; jras --help lists them"
 
 
 def test_the_older_name_of_a_mode_still_works(capsys):
@@ -114,7 +114,7 @@ def test_a_mistyped_option_is_named(capsys, command, tmp_path):
     given = {"score": [tmp_path, tmp_path, "--labels=LV:1"], "compare": [tmp_path, tmp_path], "report": [tmp_path]}
     given |= {"check": ["x"], "build": ["acdc", "--manual_dir=x"], "convert": ["x", "--model=vit", "--output=y"]}
     line = said(capsys, command, *given.get(command, []), "--outptu=x")
-    assert "'--outptu=x' is no known argument" in line
+    assert "'--outptu=x' is not a known argument" in line
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_an_export_is_checked_before_the_evaluation(tmp_path):
         ("phase is unknown", [volume("a.nii.gz", phase="")], tmp_path / "out", scans),
         ("gone.nii.gz is not there", [good, volume("gone.nii.gz")], tmp_path / "out", scans),
         ("is not there", [good], tmp_path / "out", tmp_path / "elsewhere"),
-        ("is no mask of this program", [good], theirs.parent, scans),
+        ("is not a mask of this program", [good], theirs.parent, scans),
     ):
         with pytest.raises(UserError, match=words):
             export.check(volumes, folder, scans=where, convention="acdc")

@@ -86,7 +86,7 @@ def test_a_foreign_file_in_the_place_of_a_map_is_kept_and_nothing_is_written(cin
     shutil.copy(cine, tmp_path / "someone_probability_LV.nii.gz")
     before = (tmp_path / "someone_probability_LV.nii.gz").read_bytes()
     where = [f"--workdir={run_with_gallery}", f"--input={cine}", f"--output={tmp_path}"]
-    with pytest.raises(UserError, match="is there and is no map of this program"):
+    with pytest.raises(UserError, match="exists and is not a map of this program"):
         call("predict", *where, "--probabilities")
     assert [p.name for p in tmp_path.iterdir()] == ["someone_probability_LV.nii.gz"]
     assert (tmp_path / "someone_probability_LV.nii.gz").read_bytes() == before

@@ -107,7 +107,7 @@ def test_what_a_run_of_the_hub_cannot_do_is_said(bare, whole, hub, tmp_path):
     hub.held |= {"org/bare": bare, "org/other": tmp_path}
     with pytest.raises(UserError, match=r"could not be fetched \(LookupError: 404: org/absent\); offline"):
         jras_jax.open_run("hf:org/absent")
-    with pytest.raises(UserError, match=r"hf:org/other is no run of this program"):
+    with pytest.raises(UserError, match=r"hf:org/other is not a run of this program"):
         jras_jax.open_run("hf:org/other")
     with pytest.raises(UserError, match=r"hf download org/bare --local-dir FOLDER"):
         call("evaluate", "--workdir=hf:org/bare")

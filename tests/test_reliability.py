@@ -44,7 +44,7 @@ def test_what_cannot_be_tried_here_is_no_failure(tmp_path):
 
 def test_commands_run_as_on_the_command_line(tmp_path):
     lab = reliability.Lab(tmp_path, 0, tmp_path)
-    assert lab.jras("no_such_command").refused("is no command")
+    assert lab.jras("no_such_command").refused("is not a command")
     assert not lab.jras("no_such_command").refused("other words")
     assert "commands:" in lab.jras("--help").out
     with pytest.raises(AssertionError):

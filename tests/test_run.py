@@ -57,8 +57,8 @@ def test_the_version_is_the_packages(capsys):
 
 
 def test_unknown_commands_and_modes_are_named(capsys):
-    assert said(capsys, "trian") == "error: 'trian' is no command; did you mean train?"
-    assert said(capsys, "--mode=x") == "error: 'x' is no command; jras --help lists them"
+    assert said(capsys, "trian") == "error: 'trian' is not a command; did you mean train?"
+    assert said(capsys, "--mode=x") == "error: 'x' is not a command; jras --help lists them"
 
 
 def test_no_arguments_at_all_show_the_overview(capsys):
@@ -81,7 +81,7 @@ def test_a_process_ends_with_status_2_and_no_traceback():
         ("--config.train.num_steps=many", "--config.train.num_steps=many: expected a whole number"),
         ("--config.retrieval.strategy=nearest", "config.retrieval.strategy='nearest': choose one of"),
         ("--config.train.num_steps", "settings are given as --config.section.key=value"),
-        ("--confi=x", "'--confi=x' is no known argument"),
+        ("--confi=x", "'--confi=x' is not a known argument"),
     ],
 )
 def test_a_wrong_setting_is_named(capsys, tmp_path, argument, words):

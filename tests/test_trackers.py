@@ -171,7 +171,7 @@ def test_a_service_that_fails_is_said_once_and_the_run_goes_on(told):
         remote.scalars(step, {"loss": float(step)})
     remote.close(True)
     assert service.taken == [(1, {"loss": 1.0}), (2, {"loss": 2.0})]
-    assert told() == ["Some service stopped (ConnectionError: refused); the run goes on without it"]
+    assert told() == ["Some service stopped (ConnectionError: refused); the run continues without it"]
 
 
 def test_a_service_that_cannot_be_reached_is_said_once(told):
@@ -181,7 +181,7 @@ def test_a_service_that_cannot_be_reached_is_said_once(told):
     remote = trackers.Remote("Some service", make)
     remote.scalars(1, {"loss": 1.0})
     remote.close(True)
-    assert told() == ["Some service stopped (OSError: no route to host); the run goes on without it"]
+    assert told() == ["Some service stopped (OSError: no route to host); the run continues without it"]
 
 
 def test_a_service_that_hangs_holds_nobody_up(told, monkeypatch):

@@ -323,7 +323,7 @@ def find_root(manual_dir: pathlib.Path, folders: tuple[str, ...], inner: str) ->
       UserError: neither does.
     """
     if not manual_dir.is_dir():
-        raise UserError(f"{manual_dir}: manual_dir is no folder; give the folder of the unpacked official download")
+        raise UserError(f"{manual_dir}: not a folder; give the folder of the unpacked official download")
     for root in (manual_dir, manual_dir / inner):
         if any((root / folder).is_dir() for folder in folders):
             return root

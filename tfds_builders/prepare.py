@@ -168,7 +168,7 @@ def _remove_left_over(data_dir: pathlib.Path, say: Callable[[str], None]) -> Non
             continue
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
-            say(f"{folder}: removed, an earlier build that was stopped had left it")
+            say(f"{folder}: removed; an interrupted build had left it there")
 
 
 def _host() -> str:

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         print(
-            "error: this host stopped, or another host of the job that it talked to (the lines above say which). Start "
+            "error: this host, or another host of the job, stopped (the lines above say which). Start "
             "the job again with the same command, on any number of hosts: it resumes from its last checkpoint",
             file=sys.stderr,
         )
@@ -138,7 +138,7 @@ def _known(name: str) -> str:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "jras --help lists them"
-        raise UserError(f"{name!r} is no command; {hint}")
+        raise UserError(f"{name!r} is not a command; {hint}")
     return name
 
 
@@ -186,7 +186,7 @@ def _run(command: str, argv: list[str]) -> int:
             setattr(args, name, type(value)(os.path.expanduser(value)))
     stray = [a for a in rest if not a.startswith("--config.")]
     if stray:
-        raise UserError(f"{stray[0]!r} is no known argument; settings are given as --config.section.key=value")
+        raise UserError(f"{stray[0]!r} is not a known argument; settings are given as --config.section.key=value")
     if command in NEED_A_JOB:
         _start_job(args)
     elif rest:

@@ -21,8 +21,8 @@ def add_workdir(p: argparse.ArgumentParser) -> None:
 def add_places(p: argparse.ArgumentParser, run: str, output: str) -> None:
     """A run and a folder to write, by position or as --workdir and --output, as other commands have them."""
     p.add_argument("places", nargs="*", metavar="WORKDIR OUTPUT", help=f"{run}; {output}")
-    p.add_argument("--workdir", help="the first of them by name")
-    p.add_argument("--output", type=pathlib.Path, help="the second of them by name")
+    p.add_argument("--workdir", help="WORKDIR, given as an option")
+    p.add_argument("--output", type=pathlib.Path, help="OUTPUT, given as an option")
 
 
 def places(args: argparse.Namespace, command: str) -> tuple[str, pathlib.Path]:

@@ -57,7 +57,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         help="write NAME_uncertainty.nii.gz beside each mask: 0 one class is certain, 1 all are equally probable",
     )
     p.add_argument(
-        "--labels", help="label values of those scans, such as LV:1,MYO:2,RV:3 (default: the run's data set's)"
+        "--labels", help="label values of the --gallery scans, such as LV:1,MYO:2,RV:3 (default: the run's data set's)"
     )
 
 

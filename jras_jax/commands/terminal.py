@@ -88,7 +88,7 @@ def print_choices(result: dict[str, Any]) -> None:
     import rich.table
 
     unit = {"voxel": "voxels"}.get(result["unit"], result["unit"])
-    table = rich.table.Table(title=f"Validation, {result['patients']} patients; gain over neither, 95% interval")
+    table = rich.table.Table(title=f"Validation, {result['patients']} patients; gain over using neither, 95% interval")
     for name in ("post-processing", "augmentation", "Dice", "gain", f"HD95, {unit}", "gain "):
         table.add_column(name, justify="left" if name in ("post-processing", "augmentation") else "right")
     for option in result["options"]:

@@ -91,7 +91,9 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     enable_compilation_cache()
     start = time.monotonic()
     if config.train.with_baseline and not config.retrieval.enabled:
-        raise UserError("config.train.with_baseline=True compares with a run without retrieval, but this run has none")
+        raise UserError(
+            "config.train.with_baseline=True and config.retrieval.enabled=False exclude each other: leave one out"
+        )
     if args.folds is not None:
         chosen = folds.numbers(args.folds, config.dataset.num_folds)
         train_one = functools.partial(_train_and_evaluate, args=args)

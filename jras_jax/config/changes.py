@@ -87,7 +87,7 @@ def check_resumed(
     if not refused:
         return found
     listed = ", ".join(f"config.{key}: {before} -> {now}" for key, (before, now) in refused.items())
-    flag = ", or add --resume_with_changes to go on with the new ones" if len(follows) == len(found) else ""
+    flag = ", or add --resume_with_changes to continue with the new ones" if len(follows) == len(found) else ""
     raise ConfigError(
         f"{workdir} holds a run with other settings (saved -> now): {listed}. Give another --workdir, or the saved "
         f"settings to resume it{flag}"

@@ -28,7 +28,7 @@ def override(config: ml_collections.ConfigDict, assignments: typing.Iterable[str
     for argument in assignments:
         name, _, text = argument.partition("=")
         if not name.startswith("--config.") or "=" not in argument:
-            raise ConfigError(f"{argument!r} is no known argument; settings are given as --config.section.key=value")
+            raise ConfigError(f"{argument!r} is not a known argument; settings are given as --config.section.key=value")
         key = name.removeprefix("--config.")
         section, _, leaf = key.rpartition(".")
         free = section in SETTINGS and SETTINGS[section].open_ended

@@ -177,7 +177,7 @@ class Eval:
     frame_rounds: int = setting(
         2,
         "passes at most over a volume in the frame of the heart; the second takes its frame from the first's mask, "
-        "where that is far from the locator's (docs/STUDY.md)",
+        "if that is far from the locator's (docs/STUDY.md)",
         at_least=1,
         at_most=5,
         change="free",

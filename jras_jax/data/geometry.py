@@ -236,7 +236,7 @@ def _check_forms(path: str | os.PathLike[str], header: Any) -> list[str]:
     except (ValueError, nib.spatialimages.HeaderDataError):
         valid = False
     if not valid:
-        raise ScanError(path, "its qform is no rotation; correct the qform, or set its code to 0 if the sform is right")
+        raise ScanError(path, "its qform is not a rotation; correct it, or set its code to 0 if the sform is right")
     worst = int(np.argmin(cosines))
     angle = np.degrees(np.arccos(np.clip(cosines[worst], -1, 1)))
     if cosines[worst] < SAME_DIRECTION:

@@ -59,7 +59,7 @@ def read_image(paths: Sequence[pathlib.Path], channels: int) -> Scan:
             raise ScanError(
                 scan.path,
                 f"its shape is {scan.array.shape}, but an image must have 3 axes: save each channel or time frame as a "
-                "file of its own (NAME_0000, NAME_0001 for channels)",
+                "separate file (NAME_0000, NAME_0001 for channels)",
             )
         if scan.array.shape[:3] != first.array.shape[:3]:
             raise ScanError(

@@ -63,7 +63,7 @@ def read_picture_labels(path: str | os.PathLike[str], like: Scan) -> Scan:
     if pixels.ndim == 3:
         colours = pixels[..., :3] if image.mode in ("RGB", "RGBA") else pixels[..., :1]
         if (colours != colours[..., :1]).any():
-            raise ScanError(path, "a mask must hold one number a pixel, but this one has colours; save class numbers")
+            raise ScanError(path, "a mask must hold one number per pixel, but this one has colours; save class numbers")
         pixels = colours[..., 0]
     values = np.rint(pixels.astype(np.float64))
     if np.abs(pixels - values).max() > 1e-4 or values.min() < 0 or values.max() > 255:

@@ -22,8 +22,8 @@ OPTIONS: tuple[dict[str, Any], ...] = tuple(
     {"postprocess": rule, "tta": tta} for tta in (False, True) for rule in ("none", "largest_component")
 )
 RULE = (
-    "chosen is the option of the highest mean Dice among those whose gain over neither has a 95% bootstrap interval "
-    "(over patients) above 0; neither, if there is none"
+    "the chosen option has the highest mean Dice among those whose gain over using neither has a 95% bootstrap "
+    "interval (over patients) above 0; if there is none, neither is used"
 )
 UNMEASURED = (
     "post-processing or test-time augmentation is on, but jras choose did not choose it on the validation fold for "

@@ -40,8 +40,8 @@ def check(
         path = _PATHS[convention](volume, folder)
         if path.exists() and not (nifti.is_own_mask(path) or pictures.is_own_picture(path)):
             raise UserError(
-                f"--output={folder}: {path} is there and is no mask of this program; choose another folder, so that it "
-                "is not overwritten"
+                f"--output={folder}: {path} exists and is not a mask of this program; choose another folder, so that "
+                "it is not overwritten"
             )
 
 

@@ -73,7 +73,7 @@ def write(
     places = paths(mask, wanted, description)
     for path in places:
         if (path.exists() or path.is_symlink()) and not images.is_own_map(path):
-            raise UserError(f"{printable(path)} is there and is no map of this program: choose another --output folder")
+            raise UserError(f"{printable(path)} exists and is not a map of this program: give another --output")
     if not places:
         return
     steps = [_steps(prediction, wanted) for prediction in predictions]

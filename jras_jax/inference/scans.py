@@ -74,7 +74,7 @@ def tasks(
             raise UserError(f"--output={output} names one mask, but --input={source} is a folder; give a folder")
         found = [Task(scans[0], output, more[scans[0]])]
         if output.is_dir():
-            raise UserError(f"--output={output}: a folder has this name of a file; choose another name")
+            raise UserError(f"--output={output}: a folder has this name; choose another name")
         if pairs.stem(output).lower().endswith("_gt"):
             raise UserError(f"--output={output}: names in _gt are those of reference masks; choose another name")
     else:
@@ -321,12 +321,12 @@ def _check_targets(found: list[Task], source: pathlib.Path, output: pathlib.Path
         for other in (task.mask.with_name(stem + suffix) for suffix in pairs.SUFFIXES):
             if _is_there(other) and not _is_own(other):
                 raise UserError(
-                    f"--output={output}: {printable(other)} is there and is no mask of this program: a mask "
+                    f"--output={output}: {printable(other)} exists and is not a mask of this program: a mask "
                     f"{task.mask.name} would overwrite it or be mistaken for it; choose another folder"
                 )
         if _is_there(task.evidence) and not _is_evidence(task.evidence):
             raise UserError(
-                f"--output={output}: {printable(task.evidence)} is there and was not written by this program; it would "
+                f"--output={output}: {printable(task.evidence)} exists and was not written by this program; it would "
                 "be overwritten: choose another folder"
             )
 

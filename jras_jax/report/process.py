@@ -161,7 +161,7 @@ def uncertainty(run: ReportedRun, found: Sequence[analysis.Case], shown: Mapping
     header = ["Sign", "Cases", "Spearman ρ with Dice", "p", "Worst quarter caught", "By chance"]
     note = (
         "ρ near 1 for expected Dice, near −1 for entropy: the sign ranks the failures first. Worst quarter caught: "
-        "checking the quarter of cases that a sign calls worst finds so many of the quarter with the lowest Dice. p "
+        "checking the quarter of cases that a sign calls worst finds this many of the quarter with the lowest Dice. p "
         "treats cases as independent, although two phases of one patient are not."
     )
     return section(
@@ -226,8 +226,8 @@ def options(run: ReportedRun) -> Section:
         text += f" The choice was made for another checkpoint (step {found.get('checkpoint_step')})."
     unit = {"voxel": "voxels"}.get(str(found.get("unit")), str(found.get("unit")))
     note = (
-        f"{plural(int(found.get('patients', 0)), 'patient')} of the validation fold; gains over neither on the same "
-        f"structures, 95% bootstrap interval over patients. Rule: {found.get('rule', '')}."
+        f"{plural(int(found.get('patients', 0)), 'patient')} of the validation fold; gains over using neither, on the "
+        f"same structures, 95% bootstrap interval over patients. Rule: {found.get('rule', '')}."
     )
     header = ["Option", "Dice", "Gain in Dice", f"HD95, {unit}", f"Change of HD95, {unit}"]
     return section("options", title, paragraph(text), table(header, rows, caption="Measured on validation", note=note))

@@ -134,7 +134,7 @@ class Lock:
         try:
             if _read(self.path) == dead and not _alive(self.path, dead):
                 self.path.unlink(missing_ok=True)
-                logging.warning("%s: %s has died; this process takes its place", self.path, _words(dead))
+                logging.warning("%s: %s has died; this process takes over", self.path, _words(dead))
         finally:
             guard.unlink(missing_ok=True)
 

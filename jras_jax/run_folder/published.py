@@ -43,7 +43,7 @@ def located(workdir: str | pathlib.Path) -> RunFolder:
 
     folder = RunFolder(sources.from_hub(str(workdir)))
     if not is_published(folder):
-        raise UserError(f"{workdir} is no run of this program: it has no {folder.published.name}")
+        raise UserError(f"{workdir} is not a run of this program: it has no {folder.published.name}")
     return folder
 
 

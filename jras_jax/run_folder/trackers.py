@@ -2,7 +2,7 @@
 
 MLflow and Weights & Biases are set up by their own environment variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
 WANDB_PROJECT, WANDB_MODE, ...). They are fed by a thread, so that training never waits for a server; if one fails, that
-is said once and the run goes on without it. A resumed run continues the same tracked run.
+is said once and the run continues without it. A resumed run continues the same tracked run.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Remote:
                 call(tracker)
         except Exception as e:  # the services' errors share no base class
             reason = (str(e).strip().splitlines() or [""])[0][:200]
-            text = "%s stopped (%s: %s); the run goes on without it"
+            text = "%s stopped (%s: %s); the run continues without it"
             logging.getLogger("absl").warning(text, self._title, type(e).__name__, reason)
 
 
@@ -204,7 +204,7 @@ class WandB:
 
 def _identity(folder: RunFolder) -> str:
     """The name under which other services know the run; made at its first start."""
-    remedy = "delete it: the run then appears anew in its trackers"
+    remedy = "delete it: the run then appears as a new one in its trackers"
     if folder.tracked.is_file():
         return str(files.read_json(folder.tracked, remedy=remedy, holds={"id": str})["id"])
     identity = uuid.uuid4().hex

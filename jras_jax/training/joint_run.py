@@ -247,7 +247,7 @@ def _validation_gallery(
 def _advice(config: Config) -> str:
     o = config.optim
     return (
-        "lower the learning rates and go on from the last checkpoint: the same command with "
+        "lower the learning rates and continue from the last checkpoint: the same command with "
         f"--config.optim.lr_backbone={o.lr_backbone / 3:.2g} --config.optim.lr_retriever={o.lr_retriever / 3:.2g} "
         "--resume_with_changes"
     )

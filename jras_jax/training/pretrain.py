@@ -147,7 +147,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
             config.train.max_skipped,
             folder,
             table=table,
-            advice=f"lower the learning rate and go on from the last checkpoint: the same command with {lower}",
+            advice=f"lower the learning rate and continue from the last checkpoint: the same command with {lower}",
         ),
         title=f"{folder.path.name} (retriever)",
         length=p.num_steps,

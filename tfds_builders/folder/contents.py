@@ -56,7 +56,7 @@ def read_facts(root: pathlib.Path) -> Facts:
     try:
         tree = json.loads(tables.read_text(path))
     except json.JSONDecodeError as e:
-        raise ScanError(path, f"is no JSON (line {e.lineno}: {e.msg}); correct it") from None
+        raise ScanError(path, f"is not valid JSON (line {e.lineno}: {e.msg}); correct it") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("labels"), dict):
         raise ScanError(path, f'has no "labels": name the classes and their values, as in {EXAMPLE}')
     labels = _labels(path, tree["labels"])
@@ -82,8 +82,8 @@ def _labels(path: pathlib.Path, entries: dict[str, Any]) -> dict[str, int]:
     if regions:
         raise ScanError(
             path,
-            f'the label "{regions[0]}" is a region (a list of values); regions are not supported: give each value a '
-            "name of its own",
+            f'the label "{regions[0]}" is a region (a list of values); regions are not supported: give each value '
+            "its own name",
         )
     if "ignore" in named:
         raise ScanError(path, 'the label "ignore" is not supported: label these voxels, or leave the cases out')

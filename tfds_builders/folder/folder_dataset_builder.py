@@ -74,7 +74,7 @@ def survey(manual_dir: pathlib.Path) -> tuple[common.Inventory, list[str]]:
         notes.append(f"{manual_dir / contents.PATIENTS}: names cases that are not there, such as {unknown[0]}")
     if not people and not any(c.patient != c.name for own in cases.values() for c in own):
         notes.append(
-            f"{manual_dir}: every case counts as a patient of its own; if patients have several cases, say whose they "
+            f"{manual_dir}: every case counts as a separate patient; if patients have several cases, say whose they "
             f"are in {contents.PATIENTS} (columns case, patient)"
         )
     faults += _shared(cases)

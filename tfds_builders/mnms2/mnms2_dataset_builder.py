@@ -34,7 +34,7 @@ class Builder(common.ScanBuilder):
     def root(manual_dir: pathlib.Path) -> pathlib.Path:
         """See `common.ScanBuilder.root`."""
         if not manual_dir.is_dir():
-            raise UserError(f"{manual_dir}: manual_dir is no folder; give the folder of the unpacked official download")
+            raise UserError(f"{manual_dir}: not a folder; give the folder of the unpacked official download")
         found = next((r for r in (manual_dir, manual_dir / "MnM2") if (r / _TABLE).is_file()), None)
         if found is None:
             raise UserError(f"{manual_dir}: holds no {_TABLE}; give the folder of the unpacked official download")
