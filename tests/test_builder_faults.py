@@ -157,7 +157,7 @@ def test_a_fault_leaves_the_earlier_data_set_as_it_was(scans, tmp_path):
 
 def test_wrong_arguments_are_said(acdc, tmp_path, capsys):
     for arguments, words in (
-        (("acdc", tmp_path / "nowhere", tmp_path), "no folder"),
+        (("acdc", tmp_path / "nowhere", tmp_path), "not a folder"),
         (("acdc", "", tmp_path), "empty"),
         (("brats", acdc, tmp_path), "there are acdc, mnms"),
         (("acdc", acdc, __file__), "cannot be written"),

@@ -81,7 +81,7 @@ def _a_lost_host(tiny, tmp_path):
     # Either a collective fails at once, or it hangs until the watch ends it.
     said = (tmp_path / "output0").read_text().splitlines()[-1]
     assert status in (1, HOST_LOST), said
-    words = {1: "this host stopped, or another host of the job", HOST_LOST: "host 1 has not been heard of"}[status]
+    words = {1: "this host, or another host of the job, stopped", HOST_LOST: "host 1 has not been heard of"}[status]
     assert said.startswith(f"error: {words}") and "with the same command" in said
     second.wait()
     before = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
