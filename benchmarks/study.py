@@ -3,6 +3,7 @@
     python -m benchmarks.study --acdc=PATH_TO_ACDC --output=runs/study            every arm that is not done
     python -m benchmarks.study --acdc=PATH --output=runs/study --only=heart/none  the arms whose name begins so
     python -m benchmarks.study --output=runs/study --list                         the arms, and which are done
+    python -m benchmarks.study --acdc=PATH --output=runs/study --jobs=12          twelve at a time, for an accelerator
 
 An arm that is done is skipped, and one that was stopped is resumed. The tables go to OUTPUT/tables.md and the curve to
 OUTPUT/patients.svg. docs/STUDY.md reads them.
@@ -11,11 +12,14 @@ OUTPUT/patients.svg. docs/STUDY.md reads them.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import itertools
 import json
 import pathlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -37,10 +41,27 @@ SETTING = (
 GUIDES = {
     "none": ("--config.retrieval.enabled=False",),
     "learnt": (),
+    "pixels": (
+        "--config.retriever.variant=pixels",
+        "--config.retriever.dim=1024",
+        "--config.retrieval.overlap_weight=0",
+    ),
     "random": ("--config.retrieval.strategy=random",),
     "oracle": ("--config.retrieval.strategy=oracle",),
 }
-FUSIONS = ("prototype", "cross_attention", "concat", "adapter")
+FUSIONS = ("prototype", "prior", "cross_attention", "concat", "adapter")
+# What was tried to make guides help, beside the kind of fusion.
+VARIANTS = {
+    "": (),
+    "k8": ("--config.retrieval.top_k=8",),
+    "k16": ("--config.retrieval.top_k=16",),
+    "dropped": ("--config.fusion.blank_share=0.5",),  # half of the training queries see no guide
+    "matched": ("--config.retrieval.strategy=gumbel_top_k",),  # guides in training are drawn, so worse than the best
+    "taught": ("--config.fusion.guide_gradient=True",),  # the encoder learns from the guides' features too
+    "without_DCM": ("--config.dataset.leave_out=('DCM',)",),
+}
+PROTOCOLS = {"patient": (), "paper": ("--config.protocol=paper",)}
+WRITING = threading.Lock()
 PATIENTS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
 
@@ -50,20 +71,29 @@ class Arm(NamedTuple):
 
     frame: str
     guides: str
-    fusion: str
-    patients: int
-    seed: int
+    fusion: str = ""
+    patients: int = 64
+    seed: int = 0
+    variant: str = ""
+    protocol: str = "patient"
+
+    @property
+    def kind(self) -> str:
+        """All but the seed: 'heart/learnt-prototype/8'."""
+        guides = "-".join(filter(None, (self.guides, self.fusion, self.variant)))
+        frame = self.frame if self.protocol == "patient" else f"{self.protocol}_{self.frame}"
+        return f"{frame}/{guides}/{self.patients}"
 
     @property
     def name(self) -> str:
         """'heart/learnt-prototype/8/seed0', also its folder."""
-        guides = self.guides if self.guides == "none" else f"{self.guides}-{self.fusion}"
-        return f"{self.frame}/{guides}/{self.patients}/seed{self.seed}"
+        return f"{self.kind}/seed{self.seed}"
 
     @property
     def options(self) -> list[str]:
         """The options of run.py."""
-        options = [*SETTING, *GUIDES[self.guides], f"--config.dataset.frame={self.frame}", f"--config.seed={self.seed}"]
+        options = [*SETTING, *GUIDES[self.guides], *VARIANTS[self.variant], *PROTOCOLS[self.protocol]]
+        options += [f"--config.dataset.frame={self.frame}", f"--config.seed={self.seed}"]
         if self.guides != "none":
             options.append(f"--config.fusion.name={self.fusion}")
         if self.patients < max(PATIENTS):  # 64 are all that fold 0 trains on
@@ -73,18 +103,29 @@ class Arm(NamedTuple):
 
 def arms() -> Iterator[Arm]:
     """The study: those that decide first, with three seeds where it matters."""
-    for patients, seed, frame in itertools.product((64, 8), SEEDS, ("heart", "whole")):
-        yield Arm(frame, "none", fusion="", patients=patients, seed=seed)
-    for patients, seed, guides in itertools.product((8, 64), SEEDS, ("learnt", "random")):
-        yield Arm("heart", guides, fusion="prototype", patients=patients, seed=seed)
-    for patients, guides, fusion in itertools.product((8, 64), ("learnt", "oracle"), FUSIONS):
-        arm = Arm("heart", guides, fusion=fusion, patients=patients, seed=0)
-        if (guides, fusion) != ("learnt", "prototype"):
-            yield arm
-    for patients, frame in itertools.product((4, 16, 32), ("heart", "whole")):
-        yield Arm(frame, "none", fusion="", patients=patients, seed=0)
+    for patients, seed, frame in itertools.product((8, 64), SEEDS, ("heart", "whole")):
+        yield Arm(frame, "none", patients=patients, seed=seed)
+    for patients, seed, fusion in itertools.product((8, 64), SEEDS, ("prototype", "prior")):
+        yield Arm("heart", "learnt", fusion, patients=patients, seed=seed)
+    for patients, fusion in itertools.product((8, 64), ("cross_attention", "concat", "adapter")):
+        yield Arm("heart", "learnt", fusion, patients=patients)
+    for seed, guides in itertools.product(SEEDS, ("random", "pixels")):
+        yield Arm("heart", guides, "prototype", patients=8, seed=seed)
+    for variant, fusion in itertools.product(("k8", "k16", "dropped", "matched"), ("prototype", "prior")):
+        yield Arm("heart", "learnt", fusion, patients=8, variant=variant)
+    for patients, fusion in itertools.product((8, 64), ("prototype", "prior")):
+        yield Arm("heart", "oracle", fusion, patients=patients)
+    for guides, fusion in (("none", ""), ("learnt", "prototype"), ("learnt", "prior")):
+        yield Arm("heart", guides, fusion, variant="without_DCM")
+    for guides, fusion in (("none", ""), ("learnt", "concat"), ("learnt", "prototype")):
+        yield Arm("whole", guides, fusion, protocol="paper")
     for patients in (4, 16, 32):
-        yield Arm("heart", "learnt", fusion="prototype", patients=patients, seed=0)
+        yield Arm("heart", "none", patients=patients)
+        yield Arm("heart", "learnt", "prototype", patients=patients)
+        yield Arm("whole", "none", patients=patients)
+    for patients, guides in itertools.product((64,), ("random", "pixels")):
+        yield Arm("heart", guides, "prototype", patients=patients)
+    yield Arm("heart", "learnt", "prototype", patients=8, variant="taught")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder of the runs and tables")
     parser.add_argument("--only", default="", help="run the arms whose name begins so")
     parser.add_argument("--list", action="store_true", help="name the arms and run none")
+    parser.add_argument("--jobs", type=int, default=1, help="arms that run at a time (default: 1)")
     options = parser.parse_args(arguments)
     output = pathlib.Path(options.output)
     chosen = [arm for arm in arms() if arm.name.startswith(options.only)]
@@ -102,16 +144,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not options.acdc:
         parser.error("--acdc is needed to run arms")
-    for arm in chosen:
-        if result(output, arm) is None:
-            run(output, arm, options.acdc)
-            write(output)
+    waiting = [arm for arm in chosen if result(output, arm) is None]
+    build(output, options.acdc)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        failed = [name for name in pool.map(functools.partial(run, output, acdc=options.acdc), waiting) if name]
     write(output)
-    return 0
+    if failed:
+        print("these arms failed; their log.txt says why: " + ", ".join(failed), file=sys.stderr)
+    return bool(failed)
 
 
-def run(output: pathlib.Path, arm: Arm, acdc: str) -> None:
-    """Trains and evaluates one arm; what it says goes to its log.txt."""
+def build(output: pathlib.Path, acdc: str) -> None:
+    """Builds the data set once, which all arms read."""
+    folders = [f"--manual_dir={acdc}", f"--data_dir={output.absolute() / 'data'}"]
+    subprocess.run([sys.executable, "run.py", "build", "acdc", *folders], cwd=ROOT, check=True)
+
+
+def run(output: pathlib.Path, arm: Arm, acdc: str) -> str:
+    """Trains and evaluates one arm; what it says goes to its log.txt. Returns its name if it failed, else ''."""
     folder = output / arm.name
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "run.py", "--config=configs/acdc_unet.py", f"--workdir={folder.absolute()}"]
@@ -119,8 +169,10 @@ def run(output: pathlib.Path, arm: Arm, acdc: str) -> None:
     print(arm.name, flush=True)
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         done = subprocess.run([*command, *arm.options], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{arm.name} ended with status {done.returncode}; see {folder / 'log.txt'}")
+    if not done.returncode:
+        with WRITING:
+            write(output)
+    return arm.name if done.returncode else ""
 
 
 def result(output: pathlib.Path, arm: Arm) -> dict[str, Any] | None:
@@ -132,16 +184,19 @@ def result(output: pathlib.Path, arm: Arm) -> dict[str, Any] | None:
 def write(output: pathlib.Path) -> None:
     """Writes the tables and the curve of what is done."""
     done = [(arm, summary) for arm in arms() if (summary := result(output, arm))]
-    lines = ["| frame | guides | fusion | patients | seeds | Dice of each | mean | nearest guide's mask |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    key = lambda pair: pair[0]._replace(seed=0)  # noqa: E731
-    for arm, group in itertools.groupby(sorted(done, key=key), key):
+    lines = [
+        "| arm | seeds | Dice of each | mean | nearest guide's mask | mix of the guides |",
+        "|---|---|---|---|---|---|",
+    ]
+    key = lambda pair: pair[0].kind  # noqa: E731
+    for kind, group in itertools.groupby(sorted(done, key=lambda pair: pair[0].name), key):
         own = list(group)
         dice = [summary["mean"]["dice"] for _, summary in own]
-        nearest = [s["retrieval"].get("retrieval_dice_1") for _, s in own if s["retrieval"]]
-        cells = [arm.frame, arm.guides, arm.fusion or "-", str(arm.patients), ", ".join(str(a.seed) for a, _ in own)]
+        cells = [kind, ", ".join(str(a.seed) for a, _ in own)]
         cells += [", ".join(f"{x:.4f}" for x in dice), f"**{np.mean(dice):.4f}**"]
-        cells.append(f"{np.mean(nearest):.3f}" if nearest else "-")
+        for measure in ("retrieval_dice_1", "retrieval_dice_k"):
+            found = [s["retrieval"][measure] for _, s in own if s["retrieval"]]
+            cells.append(f"{np.mean(found):.3f}" if found else "-")
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| arm | real | random | blank | permuted | oracle | verdict |", "|---|---|---|---|---|---|---|"]
     for arm, summary in done:
@@ -162,6 +217,8 @@ def plot(done: Sequence[tuple[Arm, dict[str, Any]]], file: pathlib.Path) -> None
     figure, axes = pyplot.subplots(figsize=(6, 4))
     curves: dict[str, list[tuple[int, float]]] = {}
     for arm, summary in done:
+        if arm.variant or arm.protocol != "patient":
+            continue
         label = f"{arm.frame}, {arm.guides} {arm.fusion}".strip()
         curves.setdefault(label, []).append((arm.patients, summary["mean"]["dice"]))
     for label, points in curves.items():

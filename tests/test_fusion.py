@@ -16,7 +16,7 @@ B, S, C, ROWS, DIM = 2, 16, 4, 6, 8
 SIZES, WIDTHS = (8, 4), (6, 10)  # feature maps: side and channels
 KINDS = tuple(fusion.KINDS)
 DIFFERENTIABLE = ("top_k", "softmax", "gumbel_top_k", "sparsemax")
-AT_INIT_IDENTITY = ("adapter", "cross_attention", "prototype")
+AT_INIT_IDENTITY = ("adapter", "cross_attention", "prototype", "prior")
 
 
 def create(kind):
@@ -44,21 +44,24 @@ def maps(k=None, seed=1):
     )
 
 
-def both(kind, variables, query, query_maps, guide_maps, shown):
-    """(fused input, fused features)."""
+def all_places(kind, variables, query, query_maps, guide_maps, shown):
+    """(fused input, fused features, fused logits)."""
     module = create(kind)
     fused = module.apply(variables, query, shown, method="fuse_input")
-    return fused, module.apply(variables, query_maps, guide_maps, shown, method="fuse_features")
+    features = module.apply(variables, query_maps, guide_maps, shown, method="fuse_features")
+    return fused, features, module.apply(variables, logits(), shown, method="fuse_logits")
 
 
 @functools.cache
 def initial(kind, k):
-    """Parameters of either place."""
+    """Parameters of whichever place the kind has."""
     module, shown = create(kind), guides(k)
-    args = (
-        ((maps(), maps(k), shown), "fuse_features") if module.needs_guide_features else ((query(), shown), "fuse_input")
-    )
-    return module.init(jax.random.key(0), *args[0], method=args[1])
+    method, args = "fuse_input", (query(), shown)
+    if module.needs_guide_features:
+        method, args = "fuse_features", (maps(), maps(k), shown)
+    elif kind == "prior":
+        method, args = "fuse_logits", (logits(), shown)
+    return module.init(jax.random.key(0), *args, method=method)
 
 
 def perturbed(variables, seed=3):
@@ -68,6 +71,10 @@ def perturbed(variables, seed=3):
     return jax.tree.unflatten(tree, moved)
 
 
+def logits():
+    return jnp.asarray(np.random.default_rng(6).normal(size=(B, S, S, C)), jnp.float32)
+
+
 def query(channels=1):
     return jnp.asarray(np.random.default_rng(2).normal(size=(B, S, S, channels)), jnp.float32)
 
@@ -75,12 +82,13 @@ def query(channels=1):
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes(kind, k):
-    fused, features = both(
+    fused, features, final = all_places(
         kind, initial(kind, k), query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k)
     )
     assert fused.shape == (B, S, S, 2 + C if kind == "concat" else 1)
     assert [f.shape for f in features] == [f.shape for f in maps()]
-    assert all(np.isfinite(x).all() for x in (fused, *features))
+    assert final.shape == logits().shape
+    assert all(np.isfinite(x).all() for x in (fused, *features, final))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -107,30 +115,31 @@ def test_concat_with_class_numbers_is_their_weighted_mean():
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("kind", AT_INIT_IDENTITY)
 def test_a_run_begins_as_its_baseline(kind, k):
-    fused, features = both(
+    fused, features, final = all_places(
         kind, initial(kind, k), query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k)
     )
     np.testing.assert_array_equal(fused, query())
     for ours, plain in zip(features, maps(), strict=True):
         np.testing.assert_array_equal(ours, plain)
+    np.testing.assert_array_equal(final, logits())
 
 
 @pytest.mark.parametrize("kind", AT_INIT_IDENTITY)
 def test_it_does_not_stay_the_identity(kind):
-    fused, features = both(
+    fused, features, final = all_places(
         kind, perturbed(initial(kind, 2)), query=query(), query_maps=maps(), guide_maps=maps(2), shown=guides(2)
     )
-    change = np.abs(fused - query()).max() if kind == "adapter" else np.abs(features[0] - maps()[0]).max()
-    assert change > 0.01
+    changes = [np.abs(fused - query()), np.abs(features[0] - maps()[0]), np.abs(final - logits())]
+    assert max(x.max() for x in changes) > 0.01
 
 
-@pytest.mark.parametrize("kind", ["concat", "cross_attention", "prototype"])
+@pytest.mark.parametrize("kind", ["concat", "cross_attention", "prototype", "prior"])
 def test_guides_are_a_set(kind):
     variables, shown, shown_maps = perturbed(initial(kind, 3)), guides(3), maps(3)
     order = np.array([2, 0, 1])
     moved = jax.tree.map(lambda x: x[:, order], (shown, shown_maps))
-    a = both(kind, variables, query=query(), query_maps=maps(), guide_maps=shown_maps, shown=shown)
-    b = both(kind, variables, query=query(), query_maps=maps(), guide_maps=moved[1], shown=moved[0])
+    a = all_places(kind, variables, query=query(), query_maps=maps(), guide_maps=shown_maps, shown=shown)
+    b = all_places(kind, variables, query=query(), query_maps=maps(), guide_maps=moved[1], shown=moved[0])
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -143,8 +152,8 @@ def test_a_guide_of_weight_0_has_no_effect(kind):
         images=shown.images.at[:, 1].set(other.images[:, 1]), masks=shown.masks.at[:, 1].set(other.masks[:, 1])
     )
     swapped_maps = tuple(x.at[:, 1].set(y[:, 1]) for x, y in zip(shown_maps, other_maps, strict=True))
-    a = both(kind, variables, query=query(), query_maps=maps(), guide_maps=shown_maps, shown=shown)
-    b = both(kind, variables, query=query(), query_maps=maps(), guide_maps=swapped_maps, shown=swapped)
+    a = all_places(kind, variables, query=query(), query_maps=maps(), guide_maps=shown_maps, shown=shown)
+    b = all_places(kind, variables, query=query(), query_maps=maps(), guide_maps=swapped_maps, shown=swapped)
     # A guide that attention may not see keeps a millionth of the mass.
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-3 if kind == "cross_attention" else 1e-6)
@@ -162,6 +171,16 @@ def test_a_class_that_no_guide_shows_adds_nothing():
     assert np.abs(added).max() == 0
     seen = module.apply(only_last, maps(), maps(2), shown, method="fuse_features")[0] - maps()[0]
     assert np.abs(seen).max() > 0.1
+
+
+def test_a_trusted_prior_moves_the_logits_to_the_masks_of_the_guides():
+    shown = guides(2)
+    variables = jax.tree.map(jnp.zeros_like, initial("prior", 2))
+    variables["params"]["gate"]["bias"] += 30.0  # certain that the guides are right
+    moved = create("prior").apply(variables, logits(), shown, method="fuse_logits")
+    mix = np.einsum("bk,bkhwc->bhwc", shown.weights, shown.masks)
+    clear = mix.max(-1) > 0.6
+    assert clear.any() and (np.argmax(moved, -1) == mix.argmax(-1))[clear].all()
 
 
 @pytest.mark.parametrize("strategy", DIFFERENTIABLE)
@@ -182,7 +201,7 @@ def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
     readout = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32),
         jax.eval_shape(
-            lambda: both(kind, variables, query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k))
+            lambda: all_places(kind, variables, query=query(), query_maps=maps(), guide_maps=maps(k), shown=guides(k))
         ),
     )
     key = jax.random.key(5)
@@ -196,7 +215,7 @@ def test_a_correct_gradient_reaches_the_retriever(kind, strategy):
     def outcome(weights, indices):
         take = lambda x: jnp.take_along_axis(x, indices.reshape(B, k, *(1,) * (x.ndim - 2)), 1)  # noqa: E731
         shown = Guides(take(every.images), take(every.masks), weights=weights, indices=indices, similarity=weights)
-        out = both(
+        out = all_places(
             kind,
             variables,
             query=query(),
@@ -244,7 +263,9 @@ def test_unknown_names_and_options_are_refused():
 def _blank_outputs(kind, shown):
     """What a perturbed fusion gives; the guides' features are alike, as an encoder has them of empty images."""
     alike = tuple(jnp.broadcast_to(m[:1, :1], m.shape) for m in maps(2))
-    return both(kind, perturbed(initial(kind, 2)), query=query(), query_maps=maps(), guide_maps=alike, shown=shown)
+    return all_places(
+        kind, perturbed(initial(kind, 2)), query=query(), query_maps=maps(), guide_maps=alike, shown=shown
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

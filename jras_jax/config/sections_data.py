@@ -70,6 +70,12 @@ class Dataset:
         at_least=0,
         at_most=MAX_PATIENTS,
     )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "pathology groups (of M&Ms: vendors) whose patients do not train; they still validate (studies of what a model "
+        "has never seen)",
+        before=(),
+    )
     phantom_patients: int = setting(20, "number of training patients of the phantom", at_least=1, at_most=100_000)
     phantom_test_patients: int = setting(8, "number of test patients of the phantom", at_least=0, at_most=100_000)
 

@@ -52,8 +52,10 @@ class Locator:
 class Retriever:
     """The model that embeds slices for retrieval."""
 
-    variant: Literal["tiny", "vits14", "vitb14", "vitl14", "vitg14"] = setting(
-        "tiny", "size of the ViT; RAD-DINO is 'vitb14' (METHOD)"
+    variant: Literal["tiny", "vits14", "vitb14", "vitl14", "vitg14", "pixels"] = setting(
+        "tiny",
+        "size of the ViT; RAD-DINO is 'vitb14' (METHOD). 'pixels' learns nothing and embeds a slice by its own pixels, "
+        "shrunk until they fit dim (1024: 32 x 32), so that similarity is normalised cross-correlation",
     )
     image_size: int = setting(
         64,
@@ -79,6 +81,14 @@ class Retriever:
     init_from: str = setting(
         "", "converted DINOv2 weights, or the workdir of a jras pretrain run; '' starts from scratch"
     )
+
+    def rules(self) -> Rules:
+        """See the module."""
+        yield (
+            "init_from",
+            self.variant != "pixels" or not self.init_from,
+            "'' with variant 'pixels', which has no weights",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +158,7 @@ class Retrieval:
 class Fusion:
     """How guides enter the backbone."""
 
-    name: Literal["prototype", "concat", "adapter", "cross_attention"] = setting(
+    name: Literal["prototype", "concat", "adapter", "cross_attention", "prior"] = setting(
         "prototype", "kind of fusion; the paper's is 'concat' (METHOD)"
     )
     blank_share: float = setting(

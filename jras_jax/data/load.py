@@ -115,6 +115,7 @@ def load(
             fold=dataset.fold,
             seed=dataset.split_seed,
             max_train_patients=dataset.max_train_patients,
+            leave_out=dataset.leave_out,
         )
     else:
         have = {v.patient for vs in volumes.values() for v in vs}

@@ -49,6 +49,7 @@ def make_splits(
     fold: int,
     seed: int,
     max_train_patients: int = 0,
+    leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Which patient plays which part.
 
@@ -58,6 +59,10 @@ def make_splits(
       stratify: 'group' or 'vendor'.
       num_folds, fold, seed: see `make_folds`.
       max_train_patients: the first so many training patients of a seeded order; 0 all.
+      leave_out: strata whose patients do not train.
+
+    Raises:
+      UserError: there are fewer patients than folds, no such stratum, or nobody is left to train.
 
     Returns:
       {'train': [...], 'validation': [...], 'test': [...], 'official_validation': [...], 'folds': [[...]], 'spacing':
@@ -65,7 +70,15 @@ def make_splits(
     """
     strata = {v.patient: getattr(v, stratify) for v in volumes["train"]}
     folds = make_folds(strata, num_folds, seed)
-    train = sorted(p for i, f in enumerate(folds) if i != fold for p in f)
+    unknown = sorted(set(leave_out) - set(strata.values()))
+    if unknown:
+        raise UserError(
+            f"config.dataset.leave_out: no training patient has the {stratify} {', '.join(unknown)}; there are "
+            f"{', '.join(sorted(set(strata.values())))}"
+        )
+    train = sorted(p for i, f in enumerate(folds) if i != fold for p in f if strata[p] not in leave_out)
+    if not train:
+        raise UserError(f"config.dataset.leave_out={tuple(leave_out)}: nobody is left to train on")
     if max_train_patients:
         order = np.random.default_rng((seed, 1)).permutation(train)
         train = sorted(str(p) for p in order[:max_train_patients])

@@ -118,7 +118,7 @@ class TrainedRun:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The retriever's fingerprint; galleries made by another retriever are refused."""
-        params = mesh.to_host(self.variables["params"]["retriever"])
+        params = mesh.to_host(self.variables["params"].get("retriever", {}))  # one of pixels has none
         return gallery_files.fingerprint(params, dataclasses.asdict(self.config.retriever))
 
     @functools.cached_property

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jras_jax import config as configs
 from jras_jax import models
 from jras_jax.config import Config
 from jras_jax.data.description import DatasetDescription, named
 from jras_jax.joint import fusion
 from jras_jax.joint.model import JointModel, Variables, first_guides
-from jras_jax.retrieval.retriever import Retriever
+from jras_jax.retrieval.retriever import PIXELS, PixelRetriever, Retriever
 
 
 def build_model(config: Config, description: DatasetDescription | None = None) -> JointModel:
@@ -41,8 +42,26 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         return JointModel(
             backbone, retriever=None, fusion=None, in_channels=in_channels, channels=channels, locator=locator
         )
-    r = config.retriever
-    retriever = Retriever(
+    fuse_options = dict(config.fusion.options)
+    if config.fusion.name in fusion.ON_FEATURES:
+        fuse_options.setdefault("levels", backbone.fusion_levels)
+    fuse = fusion.create(config.fusion.name, num_classes=num_classes, **fuse_options)
+    return JointModel(
+        backbone,
+        retriever=build_retriever(config.retriever, dtype),
+        fusion=fuse,
+        in_channels=in_channels,
+        guide_gradient=config.fusion.guide_gradient,
+        channels=channels,
+        locator=locator,
+    )
+
+
+def build_retriever(r: configs.Retriever, dtype: Any) -> Retriever | PixelRetriever:
+    """The retriever of a config's section; `dtype` is that of its computation."""
+    if r.variant == PIXELS:
+        return PixelRetriever(dim=r.dim)
+    return Retriever(
         variant=r.variant,
         image_size=r.image_size,
         trained_blocks=r.trained_blocks,
@@ -52,19 +71,6 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         dim=r.dim,
         dropout=r.dropout,
         dtype=dtype,
-    )
-    fuse_options = dict(config.fusion.options)
-    if config.fusion.name in fusion.ON_FEATURES:
-        fuse_options.setdefault("levels", backbone.fusion_levels)
-    fuse = fusion.create(config.fusion.name, num_classes=num_classes, **fuse_options)
-    return JointModel(
-        backbone,
-        retriever=retriever,
-        fusion=fuse,
-        in_channels=in_channels,
-        guide_gradient=config.fusion.guide_gradient,
-        channels=channels,
-        locator=locator,
     )
 
 

@@ -1,10 +1,11 @@
-"""Fusion of a query with its guides, for any backbone: at the input (`concat`, `adapter`) or on features
-(`cross_attention`, `prototype`).
+"""Fusion of a query with its guides, for any backbone: at the input (`concat`, `adapter`), on features
+(`cross_attention`, `prototype`) or on the logits (`prior`).
 
 Axes: B queries, K guides, S model grid, C classes, H W a feature map, F its channels.
 
 In every kind the weights of selection enter differentiably, so that the segmentation loss teaches the retriever. The
-kinds that act on features start as the identity (zero-initialised projections): a run begins as its baseline.
+kinds that act on features or logits start as the identity (zero-initialised projections): a run begins as its
+baseline.
 
 References: `concat` and `adapter` are the J-RAS paper's (arXiv 2510.09953); `cross_attention` is its attention variant;
 `prototype` follows few-shot segmentation by class prototypes (Wang et al., "PANet", ICCV 2019).
@@ -29,7 +30,7 @@ Features = tuple[jax.Array, ...]
 
 
 class Fusion(nn.Module):
-    """What all kinds share: each of the two places is the identity unless a kind acts there."""
+    """What all kinds share: each of the three places is the identity unless a kind acts there."""
 
     num_classes: int = 4
 
@@ -42,6 +43,10 @@ class Fusion(nn.Module):
     def fuse_features(self, query: Features, guide: Features, guides: Guides) -> Features:
         """Feature maps of the query (B, Hi, Wi, Fi) and its guides (B, K, Hi, Wi, Fi) -> the query's, guided."""
         return query
+
+    def fuse_logits(self, logits: jax.Array, guides: Guides) -> jax.Array:
+        """The backbone's logits (B, S, S, C) at full resolution -> logits of the same shape, guided."""
+        return logits
 
 
 class Concat(Fusion):
@@ -167,11 +172,41 @@ class Prototype(Fusion):
         return tuple(out)
 
 
+class Prior(Fusion):
+    """The mix of the guides' masks as a prior on the logits, through a gate that learns when to trust it.
+
+    With m the guides' masks mixed by weight and e = `floor`, log((m + e) / (1 + C e)), less its mean over the classes,
+    is added to the logits, times a gate a pixel. A small network reads the gate from what tells whether the guides can
+    be trusted: the backbone's own probabilities, m, and the largest similarity. It starts at zero. Blank guides add
+    nothing.
+
+    Attributes:
+      floor: least probability of a class that no guide shows.
+      width: channels of the gate's hidden layer.
+    """
+
+    floor: float = 0.05
+    width: int = 16
+
+    @nn.compact
+    def fuse_logits(self, logits: jax.Array, guides: Guides) -> jax.Array:
+        mix = jnp.einsum("bk,bkhwc->bhwc", guides.weights, guides.masks)
+        own = jax.nn.softmax(jax.lax.stop_gradient(logits).astype(jnp.float32))
+        near = guides.similarity.max(1)[:, None, None, None]
+        seen = jnp.concatenate([own, mix, jnp.broadcast_to(near, (*mix.shape[:3], 1))], -1)
+        gate = Linear(1, kernel_init=ZEROS, name="gate")(nn.relu(Linear(self.width, name="hidden")(seen)))
+        evidence = jnp.log((mix + self.floor) / (1 + mix.shape[-1] * self.floor))
+        evidence -= evidence.mean(-1, keepdims=True)
+        shown = mix.sum(-1, keepdims=True) > 0.5  # a mask names a class at every pixel, a blank one none
+        return (logits + jnp.where(shown, gate * evidence, 0.0)).astype(logits.dtype)
+
+
 KINDS: dict[str, type[Fusion]] = {
     "prototype": Prototype,
     "cross_attention": CrossAttention,
     "concat": Concat,
     "adapter": Adapter,
+    "prior": Prior,
 }
 ON_FEATURES = tuple(name for name, kind in KINDS.items() if kind.needs_guide_features)
 

@@ -90,15 +90,18 @@ class JointModel(nn.Module):
             return self.backbone.decode(self.backbone.encode(query, train), size, train)
         shown = guides.replace(images=self._standardised(guides.images))
         fused = self.fusion.fuse_input(query, shown)
-        if not self.fusion.needs_guide_features:
-            return self.backbone.decode(self.backbone.encode(fused, train), size, train)
-        b, k = guides.images.shape[:2]
         features = self.backbone.encode(fused, train)
-        guided = self.backbone.encode(self._channels(shown.images).reshape(b * k, *fused.shape[1:]), train)
-        if not self.guide_gradient:
-            guided = jax.lax.stop_gradient(guided)
-        guided = tuple(f.reshape(b, k, *f.shape[1:]) for f in guided)
-        return self.backbone.decode(self.fusion.fuse_features(features, guided, shown), size, train)
+        if self.fusion.needs_guide_features:
+            b, k = guides.images.shape[:2]
+            guided = self.backbone.encode(self._channels(shown.images).reshape(b * k, *fused.shape[1:]), train)
+            if not self.guide_gradient:
+                guided = jax.lax.stop_gradient(guided)
+            guided = tuple(f.reshape(b, k, *f.shape[1:]) for f in guided)
+            features = self.fusion.fuse_features(features, guided, shown)
+        logits = self.backbone.decode(features, size, train)
+        if isinstance(logits, tuple):
+            return self.fusion.fuse_logits(logits[0], shown), *logits[1:]
+        return self.fusion.fuse_logits(logits, shown)
 
     def locate(self, wholes: jax.Array) -> jax.Array:
         """Whole slices (B, L, L) in [0, 1] -> logits (B, L, L, C), which the frame of the heart is made of."""

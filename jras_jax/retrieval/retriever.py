@@ -8,6 +8,7 @@ Reference: the J-RAS paper, arXiv 2510.09953: CLS token of the last hidden state
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from jras_jax.errors import UserError
 from jras_jax.models import vit
 from jras_jax.models.layers import Linear
 
+PIXELS = "pixels"  # the variant that is a `PixelRetriever`
 POOLS = ("cls", "grid")
 GRID, GRID_CHANNELS = 8, 16  # tokens a side and channels a token that `pool='grid'` gives to the head
 
@@ -110,6 +112,39 @@ class Retriever(nn.Module):
     def _states_with_gradient(self, images: jax.Array) -> jax.Array:
         states = self.states(images)
         return states if self.trained_blocks < 0 else jax.lax.stop_gradient(states)
+
+
+class PixelRetriever(nn.Module):
+    """Slices to embeddings without a parameter: the slice itself, small. What a learnt retriever must beat.
+
+    The cosine of two embeddings is the normalised cross-correlation of the slices at the largest whole side whose
+    square is at most `dim`: 32 x 32 pixels for 1024.
+
+    Attributes:
+      dim: of the embedding.
+    """
+
+    dim: int = 1024
+
+    def states(self, images: jax.Array) -> jax.Array:
+        """(B, S, S) float in [0, 1] -> the small slices (B, 1, pixels)."""
+        side = math.isqrt(self.dim)
+        small = jax.image.resize(images, (images.shape[0], side, side), "linear", antialias=True)
+        return small.reshape(images.shape[0], 1, side * side)
+
+    def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
+        """States (B, 1, pixels) -> embeddings (B, dim) float32 of norm 1 (an even slice: 0)."""
+        x = states[:, 0].astype(jnp.float32)
+        x = unit(x - x.mean(-1, keepdims=True))
+        return jnp.pad(x, ((0, 0), (0, self.dim - x.shape[-1])))
+
+    def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) float in [0, 1] -> embeddings (B, dim)."""
+        return self.embed(self.states(images), train)
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S) float in [0, 1] -> embeddings (B, dim) float32 of norm 1."""
+        return self.embed(self.states(images), train)
 
 
 def unit(x: jax.Array) -> jax.Array:
