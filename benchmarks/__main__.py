@@ -3,6 +3,7 @@
     python -m benchmarks                 everything, under 15 minutes on 2 idle cores; writes benchmarks/results.json
     python -m benchmarks --quick         small sizes, to see that it works; its figures mean nothing
     python -m benchmarks --only=joint    the parts whose name begins so; --list names them
+    python -m benchmarks --gpu           the table of one GPU, in 8 minutes; see benchmarks.gpu
 
 Each part runs ours first and then PyTorch's, each in its own process, with the same allocator settings. Without PyTorch
 and transformers (requirements-parity.txt) ours is measured alone.
@@ -48,6 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     console = Console(width=None if sys.stdout.isatty() else 200)
     try:
+        if options.gpu:
+            from benchmarks import gpu
+
+            return gpu.main(
+                pathlib.Path(options.output or ROOT / "runs" / "benchmarks"),
+                console,
+                quick=options.quick,
+                acdc=options.acdc,
+                data_dir=options.data_dir,
+                budget_s=options.budget,
+            )
         results = run(sizes, options.only, with_torch=not options.no_torch, console=console)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -64,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--gpu", action="store_true", help="the table of one GPU, beside PyTorch, in 8 minutes")
+    parser.add_argument("--acdc", metavar="FOLDER", help="with --gpu: ACDC's official download")
+    parser.add_argument("--data_dir", metavar="FOLDER", help="with --gpu: where ACDC is built already")
+    parser.add_argument("--budget", type=float, default=480.0, metavar="S", help="with --gpu: seconds (default: 480)")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="parts that begin so; repeatable")
     parser.add_argument("--no-torch", action="store_true", help="measure ours alone")
     parser.add_argument("--output", metavar="DIR", help="where results.json and history.csv go")
@@ -126,15 +142,22 @@ def facts_of_this_run() -> dict[str, Any]:
     }
 
 
-def worker(side: str, sizes: Sizes, part: str, **environment: str) -> list[dict[str, Any]]:
+def worker(
+    side: str, sizes: Sizes, part: str, *, timeout_s: float = TIMEOUT_S, **environment: str
+) -> list[dict[str, Any]]:
     """The rows that one measuring process writes."""
     command = [sys.executable, "-m", "benchmarks.worker", side, sizes.name, part]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=measure.environment(**environment), capture_output=True, text=True, timeout=TIMEOUT_S
+            command,
+            cwd=ROOT,
+            env=measure.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=max(timeout_s, 1.0),
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{' '.join(command[1:])} took more than {TIMEOUT_S:.0f} s; is the machine busy?") from None
+        raise UserError(f"{' '.join(command[1:])} took more than {timeout_s:.0f} s; is the machine busy?") from None
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-12:])
         raise UserError(f"{' '.join(command[1:])} failed with status {done.returncode}:\n{tail}")

@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,14 +51,36 @@ def timed(call: Callable[[], Any], seconds: float, repeats: tuple[int, int]) -> 
     return Timing(statistics.median(milliseconds), min(milliseconds), slowest=max(milliseconds), repeats=len(times))
 
 
+def device() -> str:
+    """'cuda' or 'cpu': where PyTorch computes (the environment's BENCHMARK_DEVICE); JAX takes a GPU by itself."""
+    return os.environ.get("BENCHMARK_DEVICE", "cpu")
+
+
 def peak_memory_gb() -> float:
-    """Largest resident size of this process so far, 1e9 bytes."""
+    """Largest memory of this process so far, 1e9 bytes: on the GPU if one computes, else its resident size."""
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        if device() == "cuda":
+            return float(torch.cuda.max_memory_allocated() / 1e9)
+    elif "jax" in sys.modules:
+        stats = sys.modules["jax"].local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            return float(stats["peak_bytes_in_use"] / 1e9)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a measuring process: this one's, with the allocator's settings; values in `more` win."""
     return {**os.environ, **ALLOCATOR, **more}
+
+
+def product_gflops(seconds: float, size: int, dtype: str = "float32") -> float:
+    """The best square matrix product of random numbers by XLA, GFLOP/s."""
+    import jax
+
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return 2e-6 * size**3 / timed(lambda: product(a).block_until_ready(), seconds, (5, 50)).fastest
 
 
 def machine_peaks(seconds: float, *, size: int = 2048, copied_mb: int = 256) -> dict[str, float]:
@@ -68,9 +91,6 @@ def machine_peaks(seconds: float, *, size: int = 2048, copied_mb: int = 256) -> 
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((size, size))
-    product = jax.jit(lambda x: x @ x)
-    fastest = timed(lambda: product(a).block_until_ready(), seconds, (5, 50)).fastest
     big = jnp.ones((copied_mb * 250_000,))
     # Donated, so that the copy writes warm memory, as a step's buffers are.
     add = jax.jit(lambda x: x + 1.0, donate_argnums=0)
@@ -80,4 +100,4 @@ def machine_peaks(seconds: float, *, size: int = 2048, copied_mb: int = 256) -> 
         state[0] = add(state[0]).block_until_ready()
 
     copy = timed(step, seconds, (5, 50)).fastest
-    return {"gflops": 2e-6 * size**3 / fastest, "gb_per_s": 2e-3 * copied_mb / (copy * 1e-3)}
+    return {"gflops": product_gflops(seconds, size), "gb_per_s": 2e-3 * copied_mb / (copy * 1e-3)}

@@ -9,6 +9,9 @@ written by all of its fused operations, so an upper bound of what must move.
 from __future__ import annotations
 
 import functools
+import pathlib
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +22,9 @@ import numpy as np
 from benchmarks import measure, scaling
 from benchmarks.setting import CHANNELS, DIM, joint_config
 from benchmarks.sizes import RETRIEVER_TITLES, TITLES, Sizes
+from jras_jax import config as configs
 from jras_jax import joint, kernels, mesh, models
+from jras_jax.commands.dataset import load_data
 from jras_jax.data import NUM_CLASSES
 from jras_jax.data.grid import Grid
 from jras_jax.data.slice_table import SliceTable
@@ -29,7 +34,8 @@ from jras_jax.joint import losses
 from jras_jax.joint.build import build_model, init_variables
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, gallery_from_table, with_embeddings
 from jras_jax.retrieval.retriever import Retriever
-from jras_jax.training import state, step
+from jras_jax.run_folder.layout import RunFolder
+from jras_jax.training import joint_run, state, step
 
 Row = dict[str, Any]
 
@@ -123,13 +129,16 @@ def backbone(name: str, sizes: Sizes) -> Iterator[Row]:
 def retriever(name: str, sizes: Sizes) -> Iterator[Row]:
     """Embeddings of a batch, forward."""
     side = sizes.retriever_images[name]
-    model = Retriever(variant=name, image_size=side)
+    model = Retriever(variant=name, image_size=side, dtype=jnp.dtype(sizes.dtype))
     images = jnp.asarray(np.random.default_rng(0).random((sizes.batch, side, side)), jnp.float32)
     variables = drawn(lambda: model.init(jax.random.key(0), images))
-    forward = jax.jit(model.apply).lower(variables, images).compile()
-    yield measured(
-        f"{RETRIEVER_TITLES[name]} forward", sizes, call=lambda: forward(variables, images), compiled=forward
-    )
+
+    def lower() -> Any:
+        return jax.jit(model.apply).lower(variables, images)
+
+    forward = lower().compile()
+    title = f"{RETRIEVER_TITLES[name]} forward"
+    yield measured(title, sizes, call=lambda: forward(variables, images), compiled=forward, lower=lower)
 
 
 def random_table(sizes: Sizes, slices_a_patient: int = 20) -> SliceTable:
@@ -276,6 +285,47 @@ def peaks(sizes: Sizes) -> Iterator[Row]:
     yield {"row": "peaks", "ms": 0.0} | measure.machine_peaks(sizes.seconds / 3)
 
 
+def card(sizes: Sizes) -> Iterator[Row]:
+    """The device and its ceilings; matrices of 8192 a side on a GPU."""
+    device, gpu = jax.devices()[0], jax.default_backend() != "cpu"
+    found = measure.machine_peaks(sizes.seconds / 3, size=8192 if gpu else 512, copied_mb=2048 if gpu else 64)
+    bf16 = measure.product_gflops(sizes.seconds / 3, 8192 if gpu else 512, "bfloat16")
+    yield {"row": "card", "backend": jax.default_backend(), "device": device.device_kind, "bf16_gflops": bf16} | found
+
+
+def pipeline(folder: str, sizes: Sizes) -> Iterator[Row]:
+    """Steps a second of a run's training, from its own batches and from one batch that stays on the device."""
+    with tempfile.TemporaryDirectory() as empty:
+        config = configs.parse(configs.load_saved(pathlib.Path(folder) / "config.json"))
+        run = joint_run.start(config, RunFolder(empty), load_data(config.dataset))
+        run.prepare(0)
+        count = max(sizes.gpu_steps // 5, 2)
+        for done in range(5):
+            metrics, _ = run.advance(done)
+        rows_ = next(run.batches)
+        batch = mesh.put_rows(run.mesh, rows_ | run.located_rows(0))
+        arrays = (run.gallery.arrays, run.gallery.cache) if run.gallery else (None, None)
+
+        def real(done: int) -> Any:
+            return run.advance(done)[0]
+
+        def same(_: int) -> Any:
+            run.state, found = run.step(run.state, batch, *arrays, False)
+            return found
+
+        rates: dict[str, list[float]] = {"real_per_s": [], "same_per_s": []}
+        for turn in range(6):  # in turns, so that a change of the card's clock meets both
+            name, step_ = (("real_per_s", real), ("same_per_s", same))[turn % 2]
+            jax.block_until_ready(metrics)
+            start = time.perf_counter()
+            for done in range(count):
+                metrics = step_(10 + done)
+            jax.block_until_ready(metrics)
+            rates[name].append(count / (time.perf_counter() - start))
+        run.checkpoints.close()
+        yield {"row": "pipeline"} | {name: float(np.median(values)) for name, values in rates.items()}
+
+
 def rows(part: str, sizes: Sizes) -> Iterator[Row]:
     """The rows of a part, by its name in `sizes.parts`."""
     kind, _, names = part.partition(":")
@@ -288,6 +338,8 @@ def rows(part: str, sizes: Sizes) -> Iterator[Row]:
         "predict": predict,
         "startup": startup,
         "peaks": peaks,
+        "card": card,
+        "pipeline": pipeline,
         "scaling": scaling.rows,
     }
     return kinds[kind](*(names.split("+") if names else ()), sizes)

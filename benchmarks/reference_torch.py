@@ -150,7 +150,7 @@ def guide(
       k, temperature: of the softmax over the k highest similarities; every other weight is 0.
     """
     top, where = (queries @ embeddings.T).topk(k, dim=-1)
-    weights = torch.zeros(len(queries), len(embeddings)).scatter(1, where, F.softmax(top / temperature, -1))
+    weights = torch.zeros(len(queries), len(embeddings)).scatter(1, where, F.softmax(top.float() / temperature, -1))
     parts = [torch.einsum("bn,nchw->bchw", weights, x) for x in (images, masks)]
     return torch.cat(parts, 1)
 

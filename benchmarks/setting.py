@@ -34,5 +34,6 @@ def joint_config(name: str, retriever_name: str, sizes: Sizes) -> configs.Config
     c.optim.weight_decay = c.optim.grad_clip = 0.0
     c.optim.warmup_steps = 0
     c.train.batch_size = sizes.batch
+    c.train.dtype = sizes.dtype
     c.mesh.data = 1
     return configs.parse(c)

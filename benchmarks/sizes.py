@@ -27,6 +27,10 @@ class Sizes:
       filling: nothing is measured, the compilation cache is filled.
       devices: numbers of simulated devices of the weak scaling. scaling_gallery: gallery rows a device there.
       folder: patients that are predicted as a folder, and phantom patients that guide them.
+      dtype: of the computation.
+      gpu_pairs, gpu_compiled: joint steps of the GPU's table, and those that torch.compile runs too.
+      gpu_embedded: slices that the retriever embeds at once there.
+      gpu_steps, gpu_recipe: real steps there, and the options of their run.
     """
 
     name: str
@@ -46,6 +50,12 @@ class Sizes:
     folder: tuple[int, int]
     compiled: tuple[str, ...] = ()
     filling: bool = False
+    dtype: str = "float32"
+    gpu_pairs: tuple[str, ...] = ()
+    gpu_compiled: tuple[str, ...] = ()
+    gpu_embedded: int = 64
+    gpu_steps: int = 0
+    gpu_recipe: tuple[str, ...] = ()
 
     @property
     def briefly(self) -> Sizes:
@@ -88,7 +98,38 @@ QUICK = Sizes(
     scaling_gallery=32,
     folder=(2, 3),
 )
-BY_NAME = {sizes.name: sizes for sizes in (FULL, QUICK)}
+GPU = dataclasses.replace(
+    FULL,
+    name="gpu",
+    batch=16,
+    dtype="bfloat16",
+    seconds=2.0,
+    repeats=(10, 50),
+    gpu_pairs=("segformer-b0+tiny", "unet+tiny", "segformer-b2+tiny", "segformer-b0+vitb14"),
+    gpu_compiled=("segformer-b0+tiny", "unet+tiny"),
+    gpu_steps=1000,
+    gpu_recipe=("--config.train.log_every=20", "--config.train.validate_patients=1"),
+)
+GPU_QUICK = dataclasses.replace(
+    QUICK,
+    name="gpu-quick",
+    dtype="bfloat16",
+    gpu_pairs=("unet+tiny",),
+    gpu_embedded=2,
+    gpu_steps=4,
+    gpu_recipe=(
+        "--config.train.log_every=2",
+        "--config.train.validate_patients=1",
+        "--config.train.batch_size=2",
+        "--config.dataset.image_size=32",
+        "--config.dataset.phantom_patients=5",
+        "--config.dataset.phantom_test_patients=0",
+        "--config.backbone.options.base_channels=4",
+        "--config.backbone.options.levels=3",
+        "--config.retriever.image_size=16",
+    ),
+)
+BY_NAME = {sizes.name: sizes for sizes in (FULL, QUICK, GPU, GPU_QUICK)}
 
 TITLES = {"segformer-b0": "SegFormer-B0", "segformer-b2": "SegFormer-B2", "unet": "U-Net"}
 RETRIEVER_TITLES = {"tiny": "small retriever", "vitb14": "ViT-B/14"}

@@ -17,7 +17,15 @@ Row = dict[str, Any]
 
 def measured(name: str, sizes: Sizes, call: Callable[[], Any], **more: Any) -> Row:
     """One row: `call` timed, and this process's peak memory."""
-    timing = measure.timed(call, sizes.seconds, sizes.repeats)
+    on_gpu = measure.device() == "cuda"
+
+    def settled() -> None:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    with torch.autocast(measure.device(), torch.bfloat16, enabled=sizes.dtype == "bfloat16"):
+        timing = measure.timed(settled, sizes.seconds, sizes.repeats)
     row: Row = {"row": name, "ms": timing.median, "fastest": timing.fastest, "slowest": timing.slowest}
     return row | {"repeats": timing.repeats, "peak_gb": measure.peak_memory_gb()} | more
 
@@ -113,6 +121,7 @@ def predict(name: str, retriever_name: str, sizes: Sizes, compiled: bool) -> Ite
 
 def rows(part: str, sizes: Sizes, compiled: bool) -> Iterator[Row]:
     """The rows of a part, by its name in `sizes.parts`; none where PyTorch has no counterpart."""
+    torch.set_default_device(measure.device())
     torch.manual_seed(0)
     kind, _, names = part.partition(":")
     kinds: dict[str, Callable[..., Iterator[Row]]] = {

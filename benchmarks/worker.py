@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 
 from benchmarks.sizes import BY_NAME
@@ -18,6 +19,7 @@ MARK = "@row "
 def main(side: str, size: str, part: str) -> None:
     """Writes the rows to standard output, each behind `MARK`."""
     sizes = BY_NAME[size]
+    sizes = dataclasses.replace(sizes, batch=int(os.environ.get("BENCHMARK_BATCH", sizes.batch)))
     if side in ("ours", "ours-fill"):
         from benchmarks import ours
         from jras_jax.hosts import keep_freed_memory

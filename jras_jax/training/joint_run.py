@@ -84,13 +84,13 @@ class TrainingRun(Task):
         """See `Task`."""
         r = self.config.retrieval
         rows = next(self.batches)
-        batch = mesh.put_rows(self.mesh, rows | self._located_rows(done))
+        batch = mesh.put_rows(self.mesh, rows | self.located_rows(done))
         arrays, cache = (self.gallery.arrays, self.gallery.cache) if self.gallery else (None, None)
         contrast = self.gallery is not None and r.contrast_weight > 0 and done % r.contrast_every == 0
         self.state, metrics = self.step(self.state, batch, arrays, cache, contrast)
         return dict(metrics), rows["row"]
 
-    def _located_rows(self, done: int) -> dict[str, np.ndarray]:
+    def located_rows(self, done: int) -> dict[str, np.ndarray]:
         """This host's slices for the locator in the step after `done` steps, drawn by the seed and the step alone."""
         if self.wholes is None:
             return {}
