@@ -103,14 +103,18 @@ class Arm(NamedTuple):
 
 def arms() -> Iterator[Arm]:
     """The study: those that decide first, with three seeds where it matters."""
-    for patients, seed, frame in itertools.product((8, 64), SEEDS, ("heart", "whole")):
-        yield Arm(frame, "none", patients=patients, seed=seed)
-    for patients, seed, fusion in itertools.product((8, 64), SEEDS, ("prototype", "prior")):
-        yield Arm("heart", "learnt", fusion, patients=patients, seed=seed)
+    for patients in (8, 64):
+        for seed in SEEDS:
+            yield Arm("heart", "none", patients=patients, seed=seed)
+        for seed, fusion in itertools.product(SEEDS, ("prototype", "prior")):
+            yield Arm("heart", "learnt", fusion, patients=patients, seed=seed)
+        yield Arm("whole", "none", patients=patients)
     for patients, fusion in itertools.product((8, 64), ("cross_attention", "concat", "adapter")):
         yield Arm("heart", "learnt", fusion, patients=patients)
     for seed, guides in itertools.product(SEEDS, ("random", "pixels")):
         yield Arm("heart", guides, "prototype", patients=8, seed=seed)
+    for patients, seed in itertools.product((8, 64), SEEDS[1:]):
+        yield Arm("whole", "none", patients=patients, seed=seed)
     for variant, fusion in itertools.product(("k8", "k16", "dropped", "matched"), ("prototype", "prior")):
         yield Arm("heart", "learnt", fusion, patients=8, variant=variant)
     for patients, fusion in itertools.product((8, 64), ("prototype", "prior")):
@@ -170,14 +174,45 @@ def run(output: pathlib.Path, arm: Arm, acdc: str) -> str:
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         done = subprocess.run([*command, *arm.options], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
     if not done.returncode:
+        grow(output, arm, acdc)
         with WRITING:
             write(output)
     return arm.name if done.returncode else ""
 
 
-def result(output: pathlib.Path, arm: Arm) -> dict[str, Any] | None:
-    """The summary of an arm that is done."""
-    file = output / arm.name / "evaluation" / "validation" / "summary.json"
+def grow(output: pathlib.Path, arm: Arm, acdc: str) -> None:
+    """Evaluates an arm with another gallery too.
+
+    One of few patients, or without a pathology, gets all 64 training patients. One of the paper's protocol, whose
+    guides are the evaluated slices themselves, gets the training slices.
+    """
+    whole = arm.patients == max(PATIENTS) and not arm.variant.startswith("without")
+    if arm.guides == "none" or (whole and arm.protocol == "patient"):
+        return
+    folder, gallery = output / arm.name, output / "gallery64"
+    other = "--config.eval.gallery=train"
+    if arm.protocol == "patient":
+        other = f"--gallery={gallery.absolute()}"
+        with WRITING:
+            link(gallery, folder, acdc)
+    command = [sys.executable, "run.py", "evaluate", f"--workdir={folder.absolute()}", other]
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+
+def link(gallery: pathlib.Path, folder: pathlib.Path, acdc: str) -> None:
+    """Makes a folder of labelled scans: links to the 64 patients outside of fold 0, which validates."""
+    if gallery.is_dir():
+        return
+    folds = json.loads((folder / "splits.json").read_text(encoding="utf-8"))["folds"]
+    gallery.mkdir()
+    for patient in itertools.chain.from_iterable(folds[1:]):
+        (gallery / patient).symlink_to(pathlib.Path(acdc).absolute() / "training" / patient)
+
+
+def result(output: pathlib.Path, arm: Arm, evaluation: str = "validation") -> dict[str, Any] | None:
+    """The summary of an arm that is done; None if there is none of that evaluation."""
+    file = output / arm.name / "evaluation" / evaluation / "summary.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
@@ -203,6 +238,17 @@ def write(output: pathlib.Path) -> None:
         if certificate := summary.get("retrieval_certificate"):
             figures = [f"{certificate[kind]:.4f}" for kind in ("real", "random", "blank", "permuted", "oracle")]
             lines.append(f"| {arm.name} | {' | '.join(figures)} | {certificate['verdict']} |")
+    lines += ["", "| arm | its own gallery | 64 patients' gallery | blank guides |", "|---|---|---|---|"]
+    for arm, summary in done:
+        if grown := result(output, arm, "validation+gallery=gallery64"):
+            figures = (summary["mean"]["dice"], grown["mean"]["dice"], grown["retrieval_certificate"]["blank"])
+            lines.append(f"| {arm.name} | {' | '.join(f'{x:.4f}' for x in figures)} |")
+    lines += ["", "| whole slices | 2-D Dice with background | guided by training slices alone |", "|---|---|---|"]
+    for arm, summary in done:
+        if arm.frame == "whole" and arm.patients == max(PATIENTS):
+            honest = result(output, arm, "validation+gallery=train")
+            found = [s["paper_2d"]["dice_2d_background"] if s else None for s in (summary, honest)]
+            lines.append(f"| {arm.name} | {' | '.join('-' if x is None else f'{x:.4f}' for x in found)} |")
     (output / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(done, output / "patients.svg")
 

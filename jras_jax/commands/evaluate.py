@@ -35,6 +35,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--evidence", choices=["all"], help="keep every case and show it slice by slice in the report (default: few)"
     )
+    p.add_argument(
+        "--gallery",
+        metavar="FOLDER",
+        help="guides from here, not from the training patients: a gallery of jras gallery, or labelled scans",
+    )
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
@@ -45,11 +50,12 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     if there := folder.folds():
         if args.output:
             raise UserError(f"--workdir={folder}: holds folds; --output writes the masks of one: name its folder")
-        names = {evaluate_and_report(fold, overrides, every_case=every_case) for fold in there.values()}
+        options = {"every_case": every_case, "gallery": args.gallery}
+        names = {evaluate_and_report(fold, overrides, **options) for fold in there.values()}
         if jax.process_index() == 0:
             folds.tell(folder, *names)
         return 0
-    evaluate_and_report(folder, overrides, submission=args.output, every_case=every_case)
+    evaluate_and_report(folder, overrides, submission=args.output, every_case=every_case, gallery=args.gallery)
     return 0
 
 
@@ -59,6 +65,7 @@ def evaluate_and_report(
     *,
     submission: str | None = None,
     every_case: bool = False,
+    gallery: str | None = None,
     watched: Watched = iter,
 ) -> str:
     """Evaluates a run and the baseline inside it, prints the scores and writes the report.
@@ -68,6 +75,7 @@ def evaluate_and_report(
       overrides: `--config...` arguments.
       submission: folder for masks in the challenge's layout.
       every_case: whether to keep and show the evidence of every case.
+      gallery: folder of the guides; None: the training patients.
       watched: goes over the volumes, and may end the evaluation by an exception; what it was writing is then not there.
 
     Returns:
@@ -76,7 +84,7 @@ def evaluate_and_report(
     if every_case:
         overrides = (*overrides, f"--config.eval.evidence_cases={MAX_PATIENTS}")
     before = {name: one.checkpoint_step for name, one in folder.evaluations().items()}
-    summary = evaluate_one(folder, overrides, submission=submission, watched=watched)
+    summary = evaluate_one(folder, overrides, submission=submission, gallery=gallery, watched=watched)
     baseline = None
     if folder.baseline.config.is_file():  # its masks of the same cases
         baseline = evaluate_one(folder.baseline, overrides, keep=summary["evidence"], watched=watched)
@@ -110,11 +118,17 @@ def evaluate_one(
     *,
     submission: str | None = None,
     keep: Collection[str] | None = None,
+    gallery: str | None = None,
     watched: Watched = iter,
 ) -> dict[str, Any]:
-    """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary."""
+    """Evaluates one run on its own data set, keeping the evidence of the cases `keep`; returns the summary.
+
+    Raises:
+      UserError: `gallery` is given to a run without retrieval, or holds none; see `evaluate`.
+    """
     run = open_run(folder.path, overrides)
     data = data_of(run)
     controls = run.config.retrieval.enabled and run.config.eval.certificate
     shown = progress(f"evaluating {run.config.eval.split}{', with control guides too' if controls else ''}")
-    return evaluate(run, data, submission=submission, keep=keep, progress=lambda volumes: watched(shown(volumes)))
+    watch = lambda volumes: watched(shown(volumes))  # noqa: E731
+    return evaluate(run, data, submission=submission, keep=keep, other=gallery, progress=watch)

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ def evaluate(
     *,
     submission: str | pathlib.Path | None = None,
     keep: Collection[str] | None = None,
+    other: str | None = None,
     progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
 ) -> dict[str, Any]:
     """Evaluates a run on `config.eval.split` and writes the files of that evaluation, whole or not at all.
@@ -64,6 +66,8 @@ def evaluate(
       submission: folder for the split's masks in the layout of the data set's challenge, see `evaluation.export`; each
         patient's are written when they are complete.
       keep: names of the cases to keep evidence of; None is `eval.evidence_cases` of them.
+      other: a gallery that guides in place of the run's own, see `TrainedRun.open_gallery`; the leak rule knows its
+        patients by their names.
       progress: wraps the volumes to show how far the evaluation is.
 
     Returns:
@@ -77,7 +81,7 @@ def evaluate(
     volumes = data.part(config.eval.split)
     if submission is not None:
         _check_submission(config, volumes, folder=submission, scans=data.scans)
-    gallery = evaluator.gallery_of(run, data, config.eval.split)
+    gallery = run.open_gallery(other) if other else evaluator.gallery_of(run, data, config.eval.split)
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
     retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
@@ -96,7 +100,8 @@ def evaluate(
                 retrieved.add(prediction)
             if controls is not None:
                 controls.add(volume, prediction, dice)
-        summary = finite(_summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved))
+        found = _summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved, other=other)
+        summary = finite(found)
         if controls is not None:
             summary["retrieval_certificate"] = finite(controls.certificate())
         summary["evidence"] = evidence.names
@@ -114,8 +119,8 @@ def _check_submission(
     export.check(volumes, folder, scans=scans, convention=config.dataset.convention)
 
 
-def name_of(run: TrainedRun) -> str:
-    """The name of a run's evaluation with the options it is opened with.
+def name_of(run: TrainedRun, other: str | None = None) -> str:
+    """The name of a run's evaluation with the options it is opened with, and with the gallery `other`, if any.
 
     The split alone, such as 'test'; with post-processing, test-time augmentation or another way to retrieve than the
     run was trained with, these too, such as 'test+tta=True+strategy=random'.
@@ -130,6 +135,8 @@ def name_of(run: TrainedRun) -> str:
                 options[key] = value
         if run.config.protocol == "paper" and run.config.eval.gallery == "train":
             options["gallery"] = "train"
+        if other:
+            options["gallery"] = re.sub(r"[^\w.-]+", "_", pathlib.Path(other).absolute().name)
     return evaluation_name(run.config.eval.split, options)
 
 
@@ -247,6 +254,7 @@ def _summary(
     volumes: list[Volume],
     gallery: RunGallery | None,
     retrieved: evaluator.RetrievedMasks | None,
+    other: str | None,
 ) -> dict[str, Any]:
     config, warnings = run.config, []
     warnings += _changes(run, data)
@@ -264,6 +272,7 @@ def _summary(
     if gallery is not None:
         guided_by |= {
             "split": "train" if config.protocol == "patient" else _paper_gallery(config),
+            **({"split": None, "made_of": gallery.description} if other else {}),
             "slices": len(gallery.table),
             "patients": len(gallery.table.patients),
             "exclude": config.retrieval.exclude,
@@ -273,11 +282,11 @@ def _summary(
             "fingerprint": run.fingerprint,
         }
     return metrics.aggregate(scores.cases) | {
-        "protocol": _protocol(config, run.description.dimensions),
+        "protocol": _protocol(config, run.description.dimensions, other),
         "config_protocol": config.protocol,
         **_described(run.description),
         "split": config.eval.split,
-        "evaluation": name_of(run),
+        "evaluation": name_of(run, other),
         "patients": len({v.patient for v in volumes}),
         "unit": units.pop() if len(units) == 1 else "mixed",
         "gallery": guided_by,
@@ -310,8 +319,10 @@ def _has_indices(run: TrainedRun) -> bool:
     return bool(run.description.indices) and run.config.protocol == "patient"
 
 
-def _protocol(config: configs.Config, dimensions: int) -> str:
+def _protocol(config: configs.Config, dimensions: int, other: str | None = None) -> str:
     """What the scores are, in a line."""
+    if other:
+        return (PROTOCOL if dimensions == 3 else PROTOCOL_2D) + f"; guides come from the gallery {other}"
     if config.protocol == "patient":
         scores = PROTOCOL if dimensions == 3 else PROTOCOL_2D
         return scores + (_GUIDES[config.retrieval.exclude] if config.retrieval.enabled else "")
