@@ -1,5 +1,6 @@
 """The benchmark: one schema for all rows, ratios and targets as they are described, the work of collectives counted."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
-from benchmarks import folder, ours, retrieval, scaling, table
-from benchmarks.sizes import FULL, QUICK, TARGETS, parts, target
+from benchmarks import folder, gpu, ours, retrieval, scaling, table
+from benchmarks.sizes import FULL, GPU_QUICK, QUICK, TARGETS, parts, target
 from jras_jax import kernels
 from jras_jax.errors import UserError
 
@@ -182,3 +184,48 @@ def test_a_ratio_is_the_median_over_pairs():
     ]
     assert (row := folder._row("x", 3.0, pairs, inverse=False))["ratio"] == 4.0 and row["met"]
     assert (row := folder._row("x", 0.1, pairs, inverse=True))["ratio"] == 0.25 and not row["met"]
+
+
+PARTS_OF_THE_GPU = ("card", "joint:unet+tiny", "retriever", "train", "pipeline", "folder")
+
+
+def test_a_part_of_the_gpu_table_that_fails_or_finds_no_time_is_a_row(tmp_path):
+    def fails():
+        raise UserError("several lines\nRuntimeError: out of memory")
+
+    board = gpu.Board(tmp_path, GPU_QUICK, budget_s=60.0)
+    board.part("first", fails, 1)
+    board.part("second", lambda: [{"what": "second", "ours": "1 ms"}], 1)
+    board.part("third", lambda: pytest.fail("there is no time"), 61)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["first", "second", "third"]
+    assert rows[0]["failed"] == "RuntimeError: out of memory" and rows[1]["ours"] == "1 ms"
+    assert rows[2]["failed"].startswith("left out: ")
+    assert (tmp_path / "gpu.md").read_text().count("\n") == 5
+
+
+@pytest.mark.slow
+def test_the_gpu_table_runs_in_full_at_tiny_size(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--gpu", "--quick", f"--output={tmp_path}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    rows = {part: [row for row in results["rows"] if row["part"] == part] for part in PARTS_OF_THE_GPU}
+    assert all(rows.values()) and not any("failed" in row or "torch_failed" in row for row in results["rows"])
+    assert rows["card"][0]["bf16_gflops"] > 0
+    assert rows["retriever"][0]["of_matrix_rate"] > 0
+    assert rows["pipeline"][0]["real_per_s"] > 0 and rows["pipeline"][0]["same_per_s"] > 0
+    (joint,) = rows["joint:unet+tiny"]
+    assert joint["row"]["ms"] > 0 and (not results["torch"] or joint["times"] > 0)
+    assert "4 volumes" in rows["folder"][0]["what"]
+    with open(tmp_path / "gpu_loss.csv", newline="") as file:
+        curve = [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(file)]
+    assert [step for step, _ in curve] == [2, 4] and all(np.isfinite(loss) for _, loss in curve)
+
+
+def test_without_a_gpu_the_table_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "worker", lambda *_: [{"backend": "cpu"}])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with pytest.raises(UserError, match=r"finds no GPU.*--gpu --quick"):
+        gpu.main(tmp_path, Console(quiet=True), quick=False, acdc=None, data_dir=None, budget_s=9.0)

@@ -31,7 +31,7 @@ def shown(capsys, *arguments):
 OPTIONS = {
     "train": ("--config", "--workdir", "--no_report"),
     "pretrain": ("--config", "--workdir"),
-    "evaluate": ("--workdir", "--output"),
+    "evaluate": ("--workdir", "--output", "--gallery"),
     "predict": ("--workdir", "--input", "--output", "--gallery", "--labels"),
     "choose": ("--workdir",),
     "gallery": ("--input", "--split", "--gallery", "--add", "--remove", "--output", "--labels"),

@@ -196,3 +196,28 @@ def test_the_command_line_makes_changes_and_uses_a_gallery(run, testing, tmp_pat
     assert cases <= {"patient102_ED", "patient102_ES"}
     assert cli.main([*command, f"--gallery={folder}"]) == 2
     assert "say what to change" in capsys.readouterr().err
+
+
+def test_an_evaluation_with_another_gallery_keeps_the_leak_rule_and_its_own_folder(run, testing, hospital):
+    """The other gallery holds the very patients that are evaluated: none of them guides himself."""
+    names = []
+    for gallery in (testing, hospital):
+        assert call("evaluate", f"--workdir={run}", "--config.eval.split=test", f"--gallery={gallery}") == 0
+        names.append(f"test+gallery={gallery.name}")
+    summaries = [json.loads((run / "evaluation" / name / "summary.json").read_text()) for name in names]
+    for summary, gallery in zip(summaries, (testing, hospital), strict=True):
+        assert summary["gallery"]["patients"] == 3 and str(gallery) in summary["gallery"]["made_of"]
+        assert summary["protocol"].endswith(f"guides come from the gallery {gallery}")
+    assert summaries[0]["mean"] == summaries[1]["mean"]
+    kept = list((run / "evaluation" / names[1] / "evidence").glob("*.npz"))
+    assert kept
+    for file in kept:
+        with np.load(file) as shown:
+            guides = [str(name) for name in shown["guide_names"].ravel()]
+        assert guides and not any(name.startswith(file.stem.split("_")[0]) for name in guides)
+    assert not (run / "evaluation" / "test").exists()
+
+
+def test_an_evaluation_with_a_gallery_that_is_none_says_so(run, tmp_path):
+    with pytest.raises(UserError, match=r"--gallery=.*none: no such folder"):
+        call("evaluate", f"--workdir={run}", f"--gallery={tmp_path / 'none'}")

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
+from benchmarks.setting import joint_config
+from benchmarks.sizes import GPU
 from jras_jax import joint, kernels, mesh, models
 from jras_jax.data.grid import Grid
 from jras_jax.inference.segmenter import Segmenter
@@ -105,6 +107,16 @@ def test_programs_of_accelerators_lower_and_hold_no_cpu_form(tiny, forbidden, na
         # Loops over bands and rows, and the library calls of XLA's CPU backend.
         assert "stablehlo.while" not in text
         assert not re.findall(r"custom_call @\w*(?:cpu|lapack|callback)\w*", text)
+
+
+@pytest.mark.parametrize("pair", GPU.gpu_pairs)
+def test_the_steps_that_a_gpu_is_measured_with_lower_in_bfloat16(pair):
+    backbone, retriever = pair.split("+")
+    sizes = dataclasses.replace(GPU, image=SIDE, retriever_images={"tiny": 16, "vitb14": 28})
+    with kernels.using("reference"):
+        jitted, arguments = Program(joint_config(backbone, retriever, sizes), backbone.partition("-")[0]).train_step()
+        text = export.export(jitted, platforms=["cuda"])(*arguments).mlir_module()
+    assert "xbf16>" in text and "stablehlo.convolution" in text
 
 
 @pytest.mark.parametrize("which", ["train_step", "segmenter"])

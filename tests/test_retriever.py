@@ -100,3 +100,16 @@ def test_the_fingerprint_changes_with_weights_and_with_what_shapes_embeddings(va
 def test_settings_of_the_config_are_those_of_the_module(tiny):
     fields = {f.name for f in dataclasses.fields(retriever.Retriever)} - {"parent", "name", "dtype"}
     assert fields == {f.name for f in dataclasses.fields(tiny.config().retriever)} - {"init_from"}
+
+
+def test_pixels_are_compared_by_normalised_cross_correlation_at_the_side_that_fits(images):
+    model = retriever.PixelRetriever(dim=18)  # 4 x 4 pixels, and two zeros
+    assert not model.init(jax.random.key(0), images)
+    found = model.apply({}, images)
+    small = np.asarray(jax.image.resize(images, (3, 4, 4), "linear", antialias=True)).reshape(3, 16)
+    np.testing.assert_allclose(found @ found.T, np.corrcoef(small), atol=1e-5)
+    assert found.shape == (3, 18) and not found[:, 16:].any()
+    np.testing.assert_allclose(model.apply({}, 0.3 * images + 0.2), found, atol=1e-5)
+    states = model.apply({}, images, method="states")
+    np.testing.assert_array_equal(model.apply({}, states, method="embed"), found)
+    assert not model.apply({}, jnp.ones((1, 8, 8))).any()

@@ -1,5 +1,7 @@
 """Folds by patient: nobody in two parts, every stratum in every fold."""
 
+import dataclasses
+
 import pytest
 
 from jras_jax.data.splits import make_folds, make_splits, pick
@@ -41,3 +43,16 @@ def test_splits_never_share_a_patient():
     few = make_splits({"train": train}, stratify="group", num_folds=5, fold=2, seed=0, max_train_patients=7)
     assert len(few["train"]) == 7 and set(few["train"]) <= set(splits["train"])
     assert few["validation"] == splits["validation"]
+
+
+def test_a_group_that_is_left_out_does_not_train_but_still_validates():
+    train = [dataclasses.replace(volume(blob(), patient=p), group=g) for p, g in STRATA.items()]
+    options = {"stratify": "group", "num_folds": 5, "fold": 2, "seed": 0}
+    whole = make_splits({"train": train}, **options)
+    without = make_splits({"train": train}, **options, leave_out=("A", "C"))
+    assert without["train"] == [p for p in whole["train"] if STRATA[p] not in "AC"]
+    assert without["validation"] == whole["validation"]
+    with pytest.raises(UserError, match=r"leave_out: no training patient has the group Z; there are A, B, C, D, E"):
+        make_splits({"train": train}, **options, leave_out=("Z",))
+    with pytest.raises(UserError, match=r"nobody is left"):
+        make_splits({"train": train}, **options, leave_out=tuple("ABCDE"))

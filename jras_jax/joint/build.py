@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jras_jax import config as configs
 from jras_jax import models
@@ -89,3 +91,15 @@ def init_variables(model: JointModel, config: Config) -> Variables:
     key, dropout = jax.random.split(jax.random.key(config.seed, impl="rbg"))
     wholes = jnp.zeros((1, *2 * [config.dataset.whole_size])) if model.locator is not None else None
     return dict(model.init({"params": key, "dropout": dropout}, images, guides, wholes))
+
+
+def drawn_variables(model: JointModel, config: Config) -> Variables:
+    """`init_variables` as host arrays, computed on the processor whatever the accelerator.
+
+    An accelerator's compiler takes as long for this program as for a training step, and its random bits differ.
+    """
+    with contextlib.ExitStack() as stack:
+        # Without a processor among JAX's platforms (JAX_PLATFORMS=cuda) the default device does it.
+        with contextlib.suppress(RuntimeError):
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        return dict(jax.tree.map(np.asarray, jax.jit(lambda: init_variables(model, config))()))

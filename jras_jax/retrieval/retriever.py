@@ -135,7 +135,9 @@ class PixelRetriever(nn.Module):
     def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, 1, pixels) -> embeddings (B, dim) float32 of norm 1 (an even slice: 0)."""
         x = states[:, 0].astype(jnp.float32)
-        x = unit(x - x.mean(-1, keepdims=True))
+        x -= x.mean(-1, keepdims=True)
+        flat = jnp.abs(x).max(-1, keepdims=True) < 1e-4  # a fortieth of a grey value: rounding, not a picture
+        x = jnp.where(flat, 0.0, unit(x))
         return jnp.pad(x, ((0, 0), (0, self.dim - x.shape[-1])))
 
     def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
-import numpy as np
-
 from jras_jax import convert, files, joint
 from jras_jax.config import Config
 from jras_jax.errors import UserError
@@ -22,7 +19,7 @@ def variables(model: joint.JointModel, config: Config) -> joint.Variables | None
     sources = _sources(config)
     if not sources:
         return None
-    random = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())
+    random = joint.drawn_variables(model, config)
     result = {collection: dict(tree) for collection, tree in random.items()}
     for part, source in sources.items():
         own = {collection: tree[part] for collection, tree in random.items() if part in tree}

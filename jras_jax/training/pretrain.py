@@ -97,6 +97,8 @@ def pretrain_retriever(config: Config, folder: RunFolder, data: RunData, *, with
     """
     if not config.retrieval.enabled:
         raise UserError("pre-training the retriever needs config.retrieval.enabled=True")
+    if config.retriever.variant == "pixels":
+        raise UserError("config.retriever.variant='pixels' has no weights: there is nothing to pre-train")
     with lock.hold(folder, "pretrain") as held, StopSignal() as stop:
         stop.leave = held.release
         task = start(config, folder, data, with_changes=with_changes)
@@ -126,7 +128,7 @@ def start(config: Config, folder: RunFolder, data: RunData, *, with_changes: boo
     mesh.check_batch(device_mesh, p.batch_size, "pretrain.batch_size")
     table = slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty)
     model = joint.build_model(config, data.description)
-    variables = initial.variables(model, config) or jax.jit(lambda: joint.init_variables(model, config))()
+    variables = initial.variables(model, config) or joint.drawn_variables(model, config)
     params = mesh.put_replicated(device_mesh, variables["params"]["retriever"])
     tx = _optimizer(params, config)
     lower = f"--config.pretrain.lr={p.lr / 3:.2g} --resume_with_changes"

@@ -9,7 +9,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -154,7 +153,7 @@ def create_state(
     tx = build_optimizer(groups, config.optim, num_steps=config.train.num_steps, lr_locator=config.locator.lr)
 
     if initial is None:
-        initial = jax.tree.map(np.asarray, jax.jit(lambda: joint.init_variables(model, config))())
+        initial = joint.drawn_variables(model, config)
 
     def fresh(variables: joint.Variables) -> TrainState:
         params = variables["params"]
