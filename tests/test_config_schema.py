@@ -115,9 +115,9 @@ def test_wrong_values_are_refused_with_key_and_reason(key, value, why):
         configs.parse(with_values({key: value}))
 
 
-@pytest.mark.parametrize("change", [{"strategy": "softmax"}, {"strategy": "oracle"}, {"overlap_weight": 0.1}])
+@pytest.mark.parametrize("change", [{"strategy": "softmax"}, {"strategy": "oracle"}])
 def test_galleries_in_host_memory_refuse_what_reads_every_mask(change):
-    host = {"gallery_memory": "host", "overlap_weight": 0.0}
+    host = {"gallery_memory": "host"}
     assert configs.parse(with_values({f"retrieval.{k}": v for k, v in host.items()})).retrieval.gallery_memory == "host"
     with pytest.raises(ConfigError, match=r"retrieval\.gallery_memory='host'.*read every mask"):
         configs.parse(with_values({f"retrieval.{k}": v for k, v in (host | change).items()}))
@@ -132,7 +132,7 @@ def test_one_of_the_two_losses_must_count():
 def test_choices_are_those_of_the_code():
     tables = {
         "backbone.name": models.NAMES,
-        "retriever.variant": vit.VARIANTS,
+        "retriever.variant": {*vit.VARIANTS, retriever.PIXELS},
         "retriever.pool": retriever.POOLS,
         "retrieval.strategy": selection.STRATEGIES,
         "fusion.name": fusion.KINDS,

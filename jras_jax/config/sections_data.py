@@ -74,6 +74,7 @@ class Dataset:
         (),
         "pathology groups (of M&Ms: vendors) whose patients do not train; they still validate (studies of what a model "
         "has never seen)",
+        must=(lambda groups: all(group.strip() for group in groups), "names of groups"),
         before=(),
     )
     phantom_patients: int = setting(20, "number of training patients of the phantom", at_least=1, at_most=100_000)

@@ -130,6 +130,14 @@ class Retrieval:
     overlap_weight: float = setting(
         1.0, "weight of the loss that ranks the gallery by the overlap of masks; 0 is off", at_least=0, at_most=1000
     )
+    overlap_rows: int = setting(
+        16_384,
+        "most rows of the gallery that this loss ranks in a step. Of a larger gallery so many are drawn, one from each "
+        "of as many equal parts",
+        at_least=2,
+        at_most=10**9,
+        before=10**9,
+    )
     overlap_sharpness: float = setting(
         0.05, "softmax temperature of that ranking's target, in Dice", above=0, at_most=1000
     )
@@ -146,11 +154,11 @@ class Retrieval:
 
     def rules(self) -> Rules:
         """See the module."""
-        reads_every_mask = self.strategy in ("softmax", "oracle") or self.overlap_weight > 0
+        reads_every_mask = self.strategy in ("softmax", "oracle")
         yield (
             "gallery_memory",
             self.gallery_memory == "device" or not reads_every_mask,
-            "'device' with strategy 'softmax' or 'oracle' and with overlap_weight above 0, which read every mask",
+            "'device' with strategy 'softmax' or 'oracle', which read every mask",
         )
 
 

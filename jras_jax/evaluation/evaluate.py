@@ -79,8 +79,7 @@ def evaluate(
     """
     config = run.config
     volumes = data.part(config.eval.split)
-    if submission is not None:
-        _check_submission(config, volumes, folder=submission, scans=data.scans)
+    _check_submission(config, volumes, folder=submission, scans=data.scans)
     gallery = run.open_gallery(other) if other else evaluator.gallery_of(run, data, config.eval.split)
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
@@ -100,8 +99,7 @@ def evaluate(
                 retrieved.add(prediction)
             if controls is not None:
                 controls.add(volume, prediction, dice)
-        found = _summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved, other=other)
-        summary = finite(found)
+        summary = _summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved, other=other)
         if controls is not None:
             summary["retrieval_certificate"] = finite(controls.certificate())
         summary["evidence"] = evidence.names
@@ -111,9 +109,11 @@ def evaluate(
 
 
 def _check_submission(
-    config: configs.Config, volumes: Sequence[Volume], folder: str | pathlib.Path, scans: str | os.PathLike[str]
+    config: configs.Config, volumes: Sequence[Volume], folder: str | pathlib.Path | None, scans: str | os.PathLike[str]
 ) -> None:
     """Raises UserError if the masks cannot be written in the challenge's layout, as far as can be told before."""
+    if folder is None:
+        return
     if config.protocol == "paper":
         raise UserError("--output writes whole volumes, but config.protocol='paper' scores single slices: leave it out")
     export.check(volumes, folder, scans=scans, convention=config.dataset.convention)
@@ -281,7 +281,7 @@ def _summary(
             "temperature": config.retrieval.temperature,
             "fingerprint": run.fingerprint,
         }
-    return metrics.aggregate(scores.cases) | {
+    whole = metrics.aggregate(scores.cases) | {
         "protocol": _protocol(config, run.description.dimensions, other),
         "config_protocol": config.protocol,
         **_described(run.description),
@@ -305,6 +305,7 @@ def _summary(
         "git_revision": provenance.git_revision(),
         "warnings": warnings,
     }
+    return finite(whole)
 
 
 def _told(warnings: list[str]) -> list[str]:

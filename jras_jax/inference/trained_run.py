@@ -363,9 +363,7 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
         )
     folder.check_single()
     configs.check_opened(overrides)
-    settings = configs.override(configs.load_saved(folder.config), overrides)
-    settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which would forbid gallery_memory='host'
-    config = configs.parse(settings)
+    config = configs.parse(configs.override(configs.load_saved(folder.config), overrides))
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     step, variables = best_weights.read(config, folder, device_mesh)
     description = folder.read_description(config.dataset.name)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -21,7 +22,7 @@ from jras_jax.data.augment import augment, milder
 from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
-from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
+from jras_jax.retrieval.gallery import Gallery, HostRows, QueryKeys, allowed_rows
 from jras_jax.retrieval.search import gather_rows
 from jras_jax.training.passes import Passes
 from jras_jax.training.skips import all_finite, chosen
@@ -30,7 +31,8 @@ from jras_jax.training.state import TrainState
 # image, mask (B, S, S) uint8; patient, row (B,) int32; for a locator also whole, whole_mask (b, L, L) uint8
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-BLANK_STREAM = 100  # folded into the step's key; above 3, so that it is none of the keys that the step splits off
+# Folded into the step's key; above 3, so that they are none of the keys that the step splits off.
+BLANK_STREAM, RANKED_STREAM = 100, 101
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
@@ -134,13 +136,13 @@ def joint_loss(
     images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
     guides, overlap = None, None
-    embeddings: Any = None
+    embeddings, seen = jnp.zeros(()), labels
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
         embeddings, seen = _embedded(
             variables, plain, batch=batch, cache=cache, k_view=k_view, k_dropout=k_dropout, terms=terms
         )
-        if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
+        if terms.retrieval.strategy == "oracle":
             overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
         guides = joint.retrieve(
             embeddings,
@@ -159,8 +161,8 @@ def joint_loss(
     logits, updated = terms.passes(variables, (images, guides), method="segment", key=k_dropout, mutable=list(extra))
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
-    if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, overlap, gallery=gallery, queries=queries, r=terms.retrieval)
+    if gallery is not None and terms.retrieval.overlap_weight:
+        term = _overlap_term(embeddings, seen, gallery=gallery, queries=queries, key=key, terms=terms)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
@@ -203,16 +205,39 @@ def _embedded(
 
 
 def _overlap_term(
-    embeddings: jax.Array, overlap: jax.Array, gallery: Gallery, queries: QueryKeys, r: configs.Retrieval
+    embeddings: jax.Array, seen: jax.Array, gallery: Gallery, queries: QueryKeys, key: jax.Array, terms: LossTerms
 ) -> jax.Array:
-    """Pulls the query's embedding to where the gallery's masks overlap its own, under the leak rule."""
+    """Pulls the query's embedding to where the gallery's masks overlap its own (B, S, S), under the leak rule.
+
+    Of a gallery of more than `overlap_rows` rows, and of one in the host's memory, the rows drawn for this step count.
+    """
+    r, allowed = terms.retrieval, allowed_rows(gallery, queries, terms.retrieval.exclude)
+    masks, others = gallery.masks, gallery.embeddings
+    if isinstance(masks, HostRows) or gallery.rows > r.overlap_rows:
+        drawn = jax.random.fold_in(key, RANKED_STREAM)
+        rows = drawn_rows(drawn, gallery.rows, min(r.overlap_rows, gallery.rows))
+        if isinstance(masks, HostRows):  # only the pixels that are compared leave the host
+            thinning = max(1, seen.shape[-1] // OVERLAP_GRID)
+            masks = HostRows(masks.rows[:, ::thinning, ::thinning])
+            seen = seen[:, ::thinning, ::thinning]
+        masks, others = (gather_rows(x, rows[None], mesh=terms.mesh)[0] for x in (masks, others))
+        allowed = allowed[:, rows]
+    overlap = measures.overlap(seen, masks, OVERLAP_GRID, num_classes=terms.num_classes)
     return retrieval_losses.overlap_loss(
-        embeddings @ gallery.embeddings.T,
-        overlap,
-        allowed_rows(gallery, queries, r.exclude),
-        temperature=r.temperature,
-        sharpness=r.overlap_sharpness,
+        embeddings @ others.T, overlap, allowed, temperature=r.temperature, sharpness=r.overlap_sharpness
     )
+
+
+def drawn_rows(key: jax.Array, rows: int, count: int) -> jax.Array:
+    """`count` of `rows` row numbers (count,) int32: one at random from each of as many equal parts, in their order.
+
+    Parts differ by one row at most, so that every row is drawn about as often, and none twice. All rows if
+    `count` is their number.
+    """
+    starts = np.arange(count + 1) * rows // count
+    widths = np.diff(starts)
+    inside = jnp.floor(jax.random.uniform(key, (count,)) * widths).astype(jnp.int32)
+    return jnp.asarray(starts[:-1], jnp.int32) + jnp.minimum(inside, widths - 1)
 
 
 def _locator_term(variables: joint.Variables, batch: Batch, key: jax.Array, terms: LossTerms) -> jax.Array:
