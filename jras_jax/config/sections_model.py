@@ -108,6 +108,12 @@ class Retrieval:
         at_most=1,
         change="open",
     )
+    embeddings: Literal["float32", "int8"] = setting(
+        "float32",
+        "how the gallery's embeddings are kept: 'float32', or 'int8' with one scale a row in about a quarter of the "
+        "bytes; the search is then approximate (its recall: benchmarks/RESULTS.md)",
+        change="open",
+    )
     gallery_memory: Literal["device", "host"] = setting(
         "device", "where the gallery's images and masks are; 'host' for galleries that do not fit", change="open"
     )

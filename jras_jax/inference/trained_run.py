@@ -198,7 +198,13 @@ class TrainedRun:
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
             gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint)
-        empty = gallery_from_table(table, self.config.retriever.dim, self.device_mesh, memory=retrieval.gallery_memory)
+        empty = gallery_from_table(
+            table,
+            self.config.retriever.dim,
+            self.device_mesh,
+            memory=retrieval.gallery_memory,
+            embeddings=retrieval.embeddings,
+        )
         return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
 
     def train_gallery(self, data: RunData) -> RunGallery | None:

@@ -6,6 +6,10 @@ A search takes the top k on every device, gathers k candidates per device and me
 search. A fetch is a sum over devices to which only the owner of a row contributes. Both return row numbers and
 constants. The gradient flows from the weights through the similarity of the query and the fetched rows' embeddings, so
 it is exact on any number of devices.
+
+Of a gallery with int8 embeddings, integers rank the rows (`quantised.rank_scores`). The K chosen rows are then
+dequantised: weights, similarities and gradient are those of the float query and the dequantised rows, as if the gallery
+held these in float32. The strategy 'softmax', which weighs every row, dequantises all.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jras_jax.errors import UserError
 from jras_jax.retrieval import selection
 from jras_jax.retrieval.gallery import Gallery, Guides, HostRows, QueryKeys, allowed_rows, data_devices
+from jras_jax.retrieval.quantised import Int8Rows, as_float, rank_scores
 
 
 def search(
@@ -58,7 +63,7 @@ def search(
     selection.check(strategy, k, gallery.rows)
     allowed = allowed_rows(gallery, queries, exclude)
     if strategy == "softmax":
-        similarity = embeddings @ gallery.embeddings.T
+        similarity = embeddings @ as_float(gallery.embeddings).T
         indices, weights = selection.select(similarity, allowed, strategy=strategy, k=k, temperature=temperature)
         return indices, weights, similarity
     noise = selection.ranking_noise(
@@ -72,7 +77,7 @@ def search(
         merge = _over_devices(find, k=k, scored=scores is not None, mesh=mesh)
         indices = merge(fixed, gallery.embeddings, allowed, noise, scores)
     indices, present = selection.settle(indices, allowed)
-    chosen = gather_rows(gallery.embeddings, indices, mesh=mesh)
+    chosen = gather_embeddings(gallery, indices, mesh=mesh)
     similarity = jnp.einsum("bd,bkd->bk", embeddings, chosen, precision=jax.lax.Precision.HIGHEST)
     noise = jnp.take_along_axis(noise, indices, 1)
     relevance = similarity if scores is None else jnp.take_along_axis(scores, indices, 1)
@@ -94,7 +99,7 @@ def _over_devices(find: Any, *, k: int, scored: bool, mesh: Mesh | None) -> Any:
 
 def _local_top_k(
     embeddings: jax.Array,
-    rows: jax.Array,
+    rows: jax.Array | Int8Rows,
     allowed: jax.Array,
     noise: jax.Array,
     scores: jax.Array | None,
@@ -105,7 +110,7 @@ def _local_top_k(
 ) -> tuple[jax.Array, jax.Array]:
     """Ranks (B, k) and row numbers (B, k) of the best of these rows."""
     if scores is None:
-        scores = jnp.matmul(embeddings, rows.T, precision=jax.lax.Precision.HIGHEST)
+        scores = rank_scores(embeddings, rows)
     ranked = selection.ranks(scores, allowed=allowed, noise=noise, strategy=strategy)
     k = min(k, ranked.shape[1])
     if recall_target < 1.0:
@@ -117,7 +122,7 @@ def _local_top_k(
 
 def _merged_top_k(
     embeddings: jax.Array,
-    rows: jax.Array,
+    rows: jax.Array | Int8Rows,
     allowed: jax.Array,
     noise: jax.Array,
     scores: jax.Array | None,
@@ -132,6 +137,15 @@ def _merged_top_k(
     best = jax.lax.all_gather(best, "data", axis=1, tiled=True)
     indices = jax.lax.all_gather(indices, "data", axis=1, tiled=True)
     return jnp.take_along_axis(indices, jax.lax.top_k(best, k)[1], 1)
+
+
+def gather_embeddings(gallery: Gallery, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
+    """The embeddings (B, K, D) float32 of rows (B, K), constants; dequantised if the gallery holds int8."""
+    rows = gallery.embeddings
+    if not isinstance(rows, Int8Rows):
+        return gather_rows(rows, indices, mesh=mesh)
+    values, scale = (gather_rows(x, indices, mesh=mesh) for x in (rows.values, rows.scale))
+    return values.astype(jnp.float32) * scale[..., None]
 
 
 def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:

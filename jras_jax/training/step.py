@@ -22,7 +22,8 @@ from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
-from jras_jax.retrieval.search import gather_rows
+from jras_jax.retrieval.quantised import as_float
+from jras_jax.retrieval.search import gather_embeddings, gather_rows
 from jras_jax.training.passes import Passes
 from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
@@ -207,7 +208,7 @@ def _overlap_term(
 ) -> jax.Array:
     """Pulls the query's embedding to where the gallery's masks overlap its own, under the leak rule."""
     return retrieval_losses.overlap_loss(
-        embeddings @ gallery.embeddings.T,
+        embeddings @ as_float(gallery.embeddings).T,
         overlap,
         allowed_rows(gallery, queries, r.exclude),
         temperature=r.temperature,
@@ -252,7 +253,7 @@ def _contrastive_term(
     passes = terms.passes._replace(parts=terms.passes.parts * m if terms.passes.parts > 1 else 1)
     logits, _ = passes(jax.lax.stop_gradient(variables), (repeated, alone), method="segment", key=None)
     judged = losses.per_slice_loss(logits, jnp.repeat(labels, m, 0)).reshape(b, m)
-    candidates = gather_rows(gallery.embeddings, found.indices, mesh=terms.mesh)  # (B, m, dim)
+    candidates = gather_embeddings(gallery, found.indices, mesh=terms.mesh)  # (B, m, dim)
     similarity = jnp.einsum("bd,bmd->bm", embeddings, candidates)
     return retrieval_losses.candidate_loss(
         similarity, jax.lax.stop_gradient(judged), temperature=r.contrast_temperature
