@@ -108,6 +108,7 @@ def test_best_and_latest_are_kept(trained_run):
         ("steps", {}),
         ("rolling", {}),
         ("rolling", {"retrieval__embeddings": "int8"}),
+        ("steps", {"retrieval__overlap_rows": 6, "retrieval__gallery_memory": "host"}),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, monkeypatch, refresh, more):

@@ -129,6 +129,14 @@ class Retrieval:
     overlap_sharpness: float = setting(
         0.05, "softmax temperature of that ranking's target, in Dice", above=0, at_most=1000
     )
+    overlap_rows: int = setting(
+        0,
+        "rows of the gallery that this loss ranks per step, drawn at each and shared over the batch; 0, or a gallery of "
+        "no more rows: all",
+        at_least=0,
+        at_most=10**9,
+        before=0,
+    )
     contrast_weight: float = setting(
         0.0, "weight of the contrastive loss over candidates (METHOD v3); 0 is off", at_least=0, at_most=1000
     )
@@ -142,11 +150,13 @@ class Retrieval:
 
     def rules(self) -> Rules:
         """See the module."""
-        reads_every_mask = self.strategy in ("softmax", "oracle") or self.overlap_weight > 0
+        ranks_all = self.overlap_weight > 0 and self.overlap_rows == 0
+        reads_every_mask = self.strategy in ("softmax", "oracle") or ranks_all
         yield (
             "gallery_memory",
             self.gallery_memory == "device" or not reads_every_mask,
-            "'device' with strategy 'softmax' or 'oracle' and with overlap_weight above 0, which read every mask",
+            "'device' with strategy 'softmax' or 'oracle', and with overlap_weight above 0 if overlap_rows is 0, which "
+            "read every mask",
         )
 
 

@@ -189,6 +189,16 @@ def allowed_rows(gallery: Gallery, queries: QueryKeys, exclude: str) -> jax.Arra
     raise UserError(f"config.retrieval.exclude={exclude!r}: choose one of {', '.join(EXCLUDE)}")
 
 
+def draw_rows(gallery: Gallery, count: int, key: jax.Array) -> jax.Array:
+    """Row numbers (min(count, N),) int32, drawn uniformly without replacement from the valid rows.
+
+    The draw depends on the key alone, not on the padding for devices. Padding comes last: only if fewer rows are valid.
+    """
+    order = jnp.where(gallery.valid, jax.random.uniform(key, (gallery.rows,)), -1.0)
+    drawn = jax.lax.top_k(order, min(count, gallery.rows))[1]
+    return jax.lax.optimization_barrier(drawn).astype(jnp.int32)  # else XLA on CPU may sort all rows, see `settle`
+
+
 def data_devices(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["data"]
 

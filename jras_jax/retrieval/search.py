@@ -148,23 +148,44 @@ def gather_embeddings(gallery: Gallery, indices: jax.Array, *, mesh: Mesh | None
     return values.astype(jnp.float32) * scale[..., None]
 
 
-def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
-    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B if it divides; constants."""
+def gather_shared(
+    rows: jax.Array | HostRows | Int8Rows, indices: jax.Array, *, mesh: Mesh | None = None, every: int = 1
+) -> jax.Array:
+    """Rows (N, ...) at indices (M,) that all queries share -> (M, ...), each fetched once; constants.
+
+    `Int8Rows` are dequantised. `every` is as for `gather_rows`.
+    """
+    if isinstance(rows, Int8Rows):
+        values, scale = (gather_shared(x, indices, mesh=mesh) for x in (rows.values, rows.scale))
+        return as_float(Int8Rows(values, scale))
+    devices, count = data_devices(mesh), len(indices)
+    parts = jnp.pad(indices, (0, -count % devices)).reshape(devices, -1)  # each device has its part of them
+    found = gather_rows(rows, parts, mesh=mesh, every=every)
+    return found.reshape(-1, *found.shape[2:])[:count]
+
+
+def gather_rows(
+    rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None, every: int = 1
+) -> jax.Array:
+    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B if it divides; constants.
+
+    With `every` above 1, only each `every`-th row and column of pixels of masks (N, S, S) leaves its device or host.
+    """
     devices = data_devices(mesh)
     split = devices > 1 and indices.shape[0] % devices == 0
     if isinstance(rows, HostRows):
-        read = functools.partial(_from_host, rows)
+        read = functools.partial(_from_host, rows, every=every)
         if not split:
             return read(indices)
         return jax.shard_map(read, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)(indices)
     rows = jax.lax.stop_gradient(rows)
     if devices == 1:
-        return jnp.take(rows, indices, axis=0)
+        return _thinned(jnp.take(rows, indices, axis=0), every)
 
     def own(local: jax.Array, indices: jax.Array) -> jax.Array:
         at = indices - jax.lax.axis_index("data") * local.shape[0]
         mine = (at >= 0) & (at < local.shape[0])
-        found = jnp.take(local, jnp.clip(at, 0, local.shape[0] - 1), axis=0)
+        found = _thinned(jnp.take(local, jnp.clip(at, 0, local.shape[0] - 1), axis=0), every)
         found = jnp.where(mine.reshape(mine.shape + (1,) * (found.ndim - 2)), found, 0)
         if split:
             return jax.lax.psum_scatter(found, "data", scatter_dimension=0, tiled=True)
@@ -174,9 +195,14 @@ def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | 
     return jax.shard_map(own, mesh=mesh, in_specs=(P("data"), P()), out_specs=out, check_vma=False)(rows, indices)
 
 
-def _from_host(rows: HostRows, indices: jax.Array) -> jax.Array:
-    shape = jax.ShapeDtypeStruct((*indices.shape, *rows.shape[1:]), rows.dtype)
-    return jax.pure_callback(lambda i: rows.rows[np.asarray(i)], shape, indices)
+def _from_host(rows: HostRows, indices: jax.Array, *, every: int = 1) -> jax.Array:
+    thin = _thinned(rows.rows, every)  # a view
+    shape = jax.ShapeDtypeStruct((*indices.shape, *thin.shape[1:]), rows.dtype)
+    return jax.pure_callback(lambda i: thin[np.asarray(i)], shape, indices)
+
+
+def _thinned(masks: Any, every: int) -> Any:
+    return masks if every == 1 else masks[..., ::every, ::every]
 
 
 def fetch(

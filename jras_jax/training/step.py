@@ -21,9 +21,9 @@ from jras_jax.data.augment import augment, milder
 from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
-from jras_jax.retrieval.gallery import Gallery, QueryKeys, allowed_rows
+from jras_jax.retrieval.gallery import Gallery, HostRows, QueryKeys, allowed_rows, draw_rows
 from jras_jax.retrieval.quantised import as_float
-from jras_jax.retrieval.search import gather_embeddings, gather_rows
+from jras_jax.retrieval.search import gather_embeddings, gather_rows, gather_shared
 from jras_jax.training.passes import Passes
 from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
@@ -32,6 +32,7 @@ from jras_jax.training.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 BLANK_STREAM = 100  # folded into the step's key; above 3, so that it is none of the keys that the step splits off
+OVERLAP_STREAM = 101  # likewise, for the rows that the ranking by overlap draws
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
@@ -134,22 +135,21 @@ def joint_loss(
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
     images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
-    guides, overlap = None, None
+    guides = None
     embeddings: Any = None
+    seen: Any = None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
         embeddings, seen = _embedded(
             variables, plain, batch=batch, cache=cache, k_view=k_view, k_dropout=k_dropout, terms=terms
         )
-        if terms.retrieval.overlap_weight or terms.retrieval.strategy == "oracle":
-            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
         guides = joint.retrieve(
             embeddings,
             gallery,
             queries=queries,
             selection=joint.Selection.of(terms.retrieval),
             num_classes=terms.num_classes,
-            scores=overlap,
+            scores=_overlap(seen, gallery.masks, terms) if terms.retrieval.strategy == "oracle" else None,
             key=k_select,
             mesh=terms.mesh,
         )
@@ -160,8 +160,9 @@ def joint_loss(
     logits, updated = terms.passes(variables, (images, guides), method="segment", key=k_dropout, mutable=list(extra))
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
-    if gallery is not None and overlap is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, overlap, gallery=gallery, queries=queries, r=terms.retrieval)
+    if gallery is not None and terms.retrieval.overlap_weight:
+        k_rows = jax.random.fold_in(key, OVERLAP_STREAM)
+        term = overlap_term(embeddings, seen, gallery=gallery, queries=queries, key=k_rows, terms=terms)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
@@ -203,14 +204,40 @@ def _embedded(
     return terms.passes(variables, (shown,), method="embed_images", key=key)[0], seen
 
 
-def _overlap_term(
-    embeddings: jax.Array, overlap: jax.Array, gallery: Gallery, queries: QueryKeys, r: configs.Retrieval
+def _overlap(seen: jax.Array, masks: Any, terms: LossTerms) -> jax.Array:
+    """Overlap (B, M) of the queries' masks with masks (M, S, S) of the gallery."""
+    return measures.overlap(seen, masks, OVERLAP_GRID, num_classes=terms.num_classes)
+
+
+def overlap_term(
+    embeddings: jax.Array,
+    seen: jax.Array,
+    gallery: Gallery,
+    queries: QueryKeys,
+    key: jax.Array,
+    terms: LossTerms,
 ) -> jax.Array:
-    """Pulls the query's embedding to where the gallery's masks overlap its own, under the leak rule."""
+    """Pulls the query's embedding to where the gallery's masks overlap its own, under the leak rule.
+
+    A gallery of more than `overlap_rows` rows, or in the host's memory, is ranked by the rows that the key draws. The
+    draw is shared over the batch, so that a step fetches M masks rather than B M. It does not depend on the queries:
+    the drawn rows that a query may be guided by are a uniform sample of all that it may be guided by.
+    """
+    r = terms.retrieval
+    allowed = allowed_rows(gallery, queries, r.exclude)
+    if 0 < r.overlap_rows < gallery.rows or isinstance(gallery.masks, HostRows):
+        drawn = draw_rows(gallery, r.overlap_rows, key)
+        allowed = allowed[:, drawn]
+        rows = gather_shared(gallery.embeddings, drawn, mesh=terms.mesh)
+        every = measures.stride(seen.shape[-1], OVERLAP_GRID)
+        masks = gather_shared(gallery.masks, drawn, mesh=terms.mesh, every=every)
+        seen = seen[:, ::every, ::every]
+    else:
+        rows, masks = as_float(gallery.embeddings), gallery.masks
     return retrieval_losses.overlap_loss(
-        embeddings @ as_float(gallery.embeddings).T,
-        overlap,
-        allowed_rows(gallery, queries, r.exclude),
+        embeddings @ rows.T,
+        _overlap(seen, masks, terms),
+        allowed,
         temperature=r.temperature,
         sharpness=r.overlap_sharpness,
     )
