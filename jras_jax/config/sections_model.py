@@ -131,8 +131,8 @@ class Retrieval:
     )
     overlap_rows: int = setting(
         0,
-        "rows of the gallery that this loss ranks per step, drawn at each and shared over the batch; 0, or a gallery of "
-        "no more rows: all",
+        "rows of the gallery that this loss ranks per step, drawn at each and shared over the batch; 0, or a gallery "
+        "of no more rows: all",
         at_least=0,
         at_most=10**9,
         before=0,
