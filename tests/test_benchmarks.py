@@ -146,6 +146,17 @@ def test_a_search_holds_a_devices_share_of_the_gallery():
     assert whole / jax.device_count() <= found["bytes_per_device"] < whole / 2
 
 
+def test_int8_embeddings_are_compared_with_float32_ones(tmp_path):
+    assert retrieval.main(["--int8", "--devices=0", "--largest=4096", "--repeats=1", f"--output={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "retrieval_int8.json").read_text())
+    plain, small = found["forms"]["float32"], found["forms"]["int8"]
+    assert small["embedding_bytes"] / plain["embedding_bytes"] == (retrieval.DIM + 4) / (4 * retrieval.DIM)
+    assert small["bytes_per_device"] < plain["bytes_per_device"]
+    for recall in found["recall"].values():
+        assert 0.8 < recall["recall_at_2"] <= 1 and 0.9 < recall["recall_at_16"] <= 1
+        assert abs(recall["similarity_lost"]) < 1e-3
+
+
 def test_an_unknown_part_is_named():
     from rich.console import Console
 

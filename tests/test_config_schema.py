@@ -115,10 +115,12 @@ def test_wrong_values_are_refused_with_key_and_reason(key, value, why):
         configs.parse(with_values({key: value}))
 
 
-@pytest.mark.parametrize("change", [{"strategy": "softmax"}, {"strategy": "oracle"}])
+@pytest.mark.parametrize("change", [{"strategy": "softmax"}, {"strategy": "oracle"}, {"overlap_rows": 0}])
 def test_galleries_in_host_memory_refuse_what_reads_every_mask(change):
     host = {"gallery_memory": "host"}
     assert configs.parse(with_values({f"retrieval.{k}": v for k, v in host.items()})).retrieval.gallery_memory == "host"
+    sampled = host | {"overlap_weight": 1.0, "overlap_rows": 64}
+    assert configs.parse(with_values({f"retrieval.{k}": v for k, v in sampled.items()})).retrieval.overlap_rows == 64
     with pytest.raises(ConfigError, match=r"retrieval\.gallery_memory='host'.*read every mask"):
         configs.parse(with_values({f"retrieval.{k}": v for k, v in (host | change).items()}))
 

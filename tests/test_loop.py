@@ -101,10 +101,19 @@ def test_best_and_latest_are_kept(trained_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refresh", ["epochs", "steps", "rolling"])
-def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, monkeypatch, refresh):
+@pytest.mark.parametrize(
+    ("refresh", "more"),
+    [
+        ("epochs", {}),
+        ("steps", {}),
+        ("rolling", {}),
+        ("rolling", {"retrieval__embeddings": "int8"}),
+        ("steps", {"retrieval__overlap_rows": 6, "retrieval__gallery_memory": "host"}),
+    ],
+)
+def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path, stop_after, monkeypatch, refresh, more):
     """Step 3 of 6 falls between two validations, checkpoints and (of two steps) refreshes."""
-    changes = {"train__num_steps": 6, "train__checkpoint_every": 6, "train__eval_every": 6}
+    changes = {"train__num_steps": 6, "train__checkpoint_every": 6, "train__eval_every": 6} | more
     if refresh != "epochs":
         changes |= {"retrieval__refresh": refresh, "retrieval__refresh_every": 2}
     steps, plain = [], joint_run.compile_step

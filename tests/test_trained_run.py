@@ -11,8 +11,11 @@ import pytest
 import jras_jax
 from jras_jax.data import nifti
 from jras_jax.errors import UserError
+from jras_jax.evaluation import evaluate
+from jras_jax.inference import standalone
 from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import HostRows
+from jras_jax.retrieval.quantised import Int8Rows, as_float
 from tests.commands import predict
 
 
@@ -127,6 +130,21 @@ def test_the_package_offers_its_names_and_no_others():
         assert getattr(jras_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'segment'"):
         jras_jax.segment  # noqa: B018
+
+
+def test_a_run_opens_with_int8_embeddings_and_its_stored_gallery_stays_float(run, gallery, scan):
+    opened = jras_jax.open_run(run.folder.path, ["--config.retrieval.embeddings=int8"])
+    found = opened.open_gallery()
+    assert isinstance(found.arrays.embeddings, Int8Rows)
+    stored = gallery_files.read(run.folder.gallery)[1]
+    assert stored.dtype == np.float32
+    np.testing.assert_allclose(as_float(found.arrays.embeddings)[: len(stored)], stored, atol=0.01)
+    assert "embeddings=int8" in evaluate.name_of(opened)
+    ours = opened.segment(scan.array, scan.spacing, affine=scan.affine, gallery=found)
+    plain = run.segment(scan.array, scan.spacing, affine=scan.affine, gallery=gallery)
+    np.testing.assert_allclose(ours.probabilities, plain.probabilities, atol=0.02)
+    program = standalone.program(opened, found, takes_gallery=True)  # which ranks by floats
+    assert program.gallery["embeddings"].dtype == np.float32
 
 
 def test_a_run_trained_with_the_ranking_loss_opens_with_its_gallery_in_host_memory(run):

@@ -29,6 +29,7 @@ from jras_jax.inference.trained_run import RunGallery, TrainedRun, open_run
 from jras_jax.report import card
 from jras_jax.report.files import ReportedRun, read
 from jras_jax.retrieval import gallery_files
+from jras_jax.retrieval.quantised import as_float
 from jras_jax.run_folder import published
 from jras_jax.run_folder.layout import RunFolder
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...]) -> int:
                 with_patients=args.with_patients,
             )
             if gallery is not None:
-                embeddings = mesh.to_host(gallery.arrays.embeddings)
+                embeddings = as_float(mesh.to_host(gallery.arrays.embeddings))
                 gallery_files.save(
                     new.gallery, gallery.table, embeddings=np.asarray(embeddings), fingerprint=opened.fingerprint
                 )

@@ -118,6 +118,12 @@ class Retrieval:
         at_most=1,
         change="open",
     )
+    embeddings: Literal["float32", "int8"] = setting(
+        "float32",
+        "how the gallery's embeddings are kept: 'float32', or 'int8' with one scale a row in about a quarter of the "
+        "bytes; the search is then approximate (its recall: benchmarks/RESULTS.md)",
+        change="open",
+    )
     gallery_memory: Literal["device", "host"] = setting(
         "device", "where the gallery's images and masks are; 'host' for galleries that do not fit", change="open"
     )
@@ -130,16 +136,16 @@ class Retrieval:
     overlap_weight: float = setting(
         1.0, "weight of the loss that ranks the gallery by the overlap of masks; 0 is off", at_least=0, at_most=1000
     )
-    overlap_rows: int = setting(
-        16_384,
-        "most rows of the gallery that this loss ranks in a step. Of a larger gallery so many are drawn, one from each "
-        "of as many equal parts",
-        at_least=2,
-        at_most=10**9,
-        before=10**9,
-    )
     overlap_sharpness: float = setting(
         0.05, "softmax temperature of that ranking's target, in Dice", above=0, at_most=1000
+    )
+    overlap_rows: int = setting(
+        16_384,
+        "rows of the gallery that this loss ranks per step, drawn at each and shared over the batch; a gallery of no "
+        "more rows is ranked whole, and so is every gallery with 0",
+        at_least=0,
+        at_most=10**9,
+        before=0,
     )
     contrast_weight: float = setting(
         0.0, "weight of the contrastive loss over candidates (METHOD v3); 0 is off", at_least=0, at_most=1000
@@ -154,11 +160,13 @@ class Retrieval:
 
     def rules(self) -> Rules:
         """See the module."""
-        reads_every_mask = self.strategy in ("softmax", "oracle")
+        ranks_all = self.overlap_weight > 0 and self.overlap_rows == 0
+        reads_every_mask = self.strategy in ("softmax", "oracle") or ranks_all
         yield (
             "gallery_memory",
             self.gallery_memory == "device" or not reads_every_mask,
-            "'device' with strategy 'softmax' or 'oracle', which read every mask",
+            "'device' with strategy 'softmax' or 'oracle', and with overlap_weight above 0 if overlap_rows is 0, which "
+            "read every mask",
         )
 
 

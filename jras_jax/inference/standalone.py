@@ -23,6 +23,7 @@ from jras_jax.errors import UserError
 from jras_jax.inference.segmenter import Segmenter, forward
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval.gallery import Gallery
+from jras_jax.retrieval.quantised import as_float
 from jras_jax.retrieval.selection import Selection
 
 PROGRAM, FACTS, GALLERY = "model.stablehlo", "model.json", "gallery.safetensors"
@@ -198,7 +199,7 @@ def _rows(gallery: RunGallery) -> Arrays:
     """The arrays of a gallery without the padding for the devices."""
     table = gallery.table
     return {
-        "embeddings": mesh.to_host(gallery.arrays.embeddings)[: len(table)],
+        "embeddings": as_float(mesh.to_host(gallery.arrays.embeddings))[: len(table)],
         "images": table.images,
         "masks": table.masks,
         "patient": table.patient.astype(np.int32),

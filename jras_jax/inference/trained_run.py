@@ -198,7 +198,13 @@ class TrainedRun:
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
             gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint)
-        empty = gallery_from_table(table, self.config.retriever.dim, self.device_mesh, memory=retrieval.gallery_memory)
+        empty = gallery_from_table(
+            table,
+            self.config.retriever.dim,
+            self.device_mesh,
+            memory=retrieval.gallery_memory,
+            embeddings=retrieval.embeddings,
+        )
         return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
 
     def train_gallery(self, data: RunData) -> RunGallery | None:
@@ -363,7 +369,9 @@ def open_run(workdir: str | pathlib.Path, overrides: Sequence[str] = ()) -> Trai
         )
     folder.check_single()
     configs.check_opened(overrides)
-    config = configs.parse(configs.override(configs.load_saved(folder.config), overrides))
+    settings = configs.override(configs.load_saved(folder.config), overrides)
+    settings.retrieval.overlap_weight = 0.0  # a loss of training alone, which can forbid gallery_memory='host'
+    config = configs.parse(settings)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.model)
     step, variables = best_weights.read(config, folder, device_mesh)
     description = folder.read_description(config.dataset.name)

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.errors import UserError
+from jras_jax.retrieval.quantised import Int8Rows, like, quantised
 
 EXCLUDE = ("patient", "slice", "none")
 
@@ -53,14 +54,14 @@ class Gallery:
     """Labelled slices that may guide.
 
     Attributes:
-      embeddings: (N, D) float32 of norm 1, constants between two refreshes.
+      embeddings: (N, D) float32 of norm 1, or `Int8Rows` of such; constants between two refreshes.
       images, masks: (N, S, S) uint8, masks in the project's labels; on the devices, or `HostRows`. Images of several
         channels are (N, S, S, C).
       patient: (N,) int32, number of the patient.
       valid: (N,) bool, False for the padding at the end.
     """
 
-    embeddings: jax.Array
+    embeddings: jax.Array | Int8Rows
     images: jax.Array | HostRows
     masks: jax.Array | HostRows
     patient: jax.Array
@@ -109,7 +110,9 @@ class Guides:
         return dataclasses.replace(self, **changes)
 
 
-def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory: str = "device") -> Gallery:
+def gallery_from_table(
+    table: SliceTable, dim: int, mesh: Mesh | None = None, *, memory: str = "device", embeddings: str = "float32"
+) -> Gallery:
     """The gallery of a slice table (row i of both is the same slice), embeddings still zero.
 
     Args:
@@ -117,6 +120,7 @@ def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *,
       dim: D.
       mesh: rows are split over its data axis, and padded so that they divide.
       memory: 'device', or 'host' to keep images and masks in the host's memory.
+      embeddings: 'float32', or 'int8' to keep them quantised (`Int8Rows`).
 
     Raises:
       UserError: the table is empty.
@@ -126,8 +130,9 @@ def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *,
     put = functools.partial(_put_rows, mesh=mesh)
     pixels = HostRows if memory == "host" else put
     rows = -(-len(table) // data_devices(mesh)) * data_devices(mesh)
+    zeros = np.zeros((rows, dim), np.float32)
     return Gallery(
-        embeddings=put(np.zeros((rows, dim), np.float32)),
+        embeddings=jax.tree.map(put, quantised(zeros) if embeddings == "int8" else zeros),
         images=pixels(_padded(table.images, rows)),
         masks=pixels(_padded(table.masks, rows)),
         patient=put(_padded(table.patient, rows, -2)),
@@ -136,19 +141,21 @@ def gallery_from_table(table: SliceTable, dim: int, mesh: Mesh | None = None, *,
 
 
 def with_embeddings(gallery: Gallery, embeddings: jax.Array | np.ndarray, mesh: Mesh | None = None) -> Gallery:
-    """The gallery with new embeddings (N before padding, D)."""
-    return gallery.replace(embeddings=_put_rows(_padded(np.asarray(embeddings), len(gallery)), mesh=mesh))
+    """The gallery with new embeddings (N before padding, D) float32, kept in the form of its old ones."""
+    new = like(gallery.embeddings, _padded(np.asarray(embeddings), len(gallery)))
+    return gallery.replace(embeddings=jax.tree.map(functools.partial(_put_rows, mesh=mesh), new))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _set_rows(embeddings: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
-    return embeddings.at[rows].set(new, mode="drop")
+def _set_rows(embeddings: Any, rows: jax.Array, new: jax.Array) -> Any:
+    return jax.tree.map(lambda old, part: old.at[rows].set(part, mode="drop"), embeddings, like(embeddings, new))
 
 
 def with_rows(gallery: Gallery, rows: np.ndarray, embeddings: jax.Array) -> Gallery:
-    """The gallery with new embeddings (n, D) at rows (n,), those beyond its end left out; consumes the old one."""
+    """The gallery with new embeddings (n, D) float32 at rows (n,), those beyond its end left out; consumes the old."""
     new = _set_rows(gallery.embeddings, rows, embeddings)
-    return gallery.replace(embeddings=jax.device_put(new, gallery.embeddings.sharding))
+    shardings = jax.tree.map(lambda x: x.sharding, gallery.embeddings)
+    return gallery.replace(embeddings=jax.device_put(new, shardings))
 
 
 def as_one_patient(gallery: Gallery, patients: Sequence[int]) -> Gallery:
@@ -180,6 +187,16 @@ def allowed_rows(gallery: Gallery, queries: QueryKeys, exclude: str) -> jax.Arra
     if exclude == "none":
         return valid
     raise UserError(f"config.retrieval.exclude={exclude!r}: choose one of {', '.join(EXCLUDE)}")
+
+
+def draw_rows(gallery: Gallery, count: int, key: jax.Array) -> jax.Array:
+    """Row numbers (min(count, N),) int32, drawn uniformly without replacement from the valid rows.
+
+    The draw depends on the key alone, not on the padding for devices. Padding comes last: only if fewer rows are valid.
+    """
+    order = jnp.where(gallery.valid, jax.random.uniform(key, (gallery.rows,)), -1.0)
+    drawn = jax.lax.top_k(order, min(count, gallery.rows))[1]
+    return jax.lax.optimization_barrier(drawn).astype(jnp.int32)  # else XLA on CPU may sort all rows, see `settle`
 
 
 def data_devices(mesh: Mesh | None) -> int:

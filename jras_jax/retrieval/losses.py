@@ -65,10 +65,12 @@ def overlap_loss(
 ) -> jax.Array:
     """Cross-entropy between the retriever's distribution over the gallery and that of the masks' overlap (ListNet).
 
+    Of a sample of the gallery's rows, both distributions are those over the sample: a list of fewer candidates.
+
     Args:
       similarity: (B, N) cosine similarity; the gradient's way.
       overlap: (B, N) in [0, 1], Dice between the query's mask and each row's; the target.
-      allowed: (B, N) bool, the rows that may be chosen.
+      allowed: (B, N) bool, the rows that may be chosen; a query without any adds 0.
       temperature: of the softmax over similarities. sharpness: of the softmax over overlaps, in Dice.
 
     Returns:

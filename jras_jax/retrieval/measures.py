@@ -25,7 +25,7 @@ def overlap(a: Any, b: Any, grid: int = GRID, *, num_classes: int = NUM_CLASSES)
     Masks of more than `grid` pixels a side are thinned to about that. The mean runs over the structures that at least
     one of the two has; two empty masks agree fully.
     """
-    step = max(1, a.shape[-1] // grid)
+    step = stride(a.shape[-1], grid)
     a, b = (x[:, ::step, ::step].reshape(len(x), -1) for x in (a, b))
     total, present = jnp.zeros((len(a), len(b))), jnp.zeros((len(a), len(b)))
     for label in range(1, num_classes):
@@ -34,6 +34,11 @@ def overlap(a: Any, b: Any, grid: int = GRID, *, num_classes: int = NUM_CLASSES)
         total += dice(p @ t.T, size, empty=0.0)
         present += size > 0
     return jnp.where(present > 0, total / jnp.maximum(present, 1.0), 1.0)
+
+
+def stride(side: int, grid: int) -> int:
+    """Every how many pixels a mask of `side` pixels is read to have about `grid`; 1 for what is thinned already."""
+    return max(1, side // grid)
 
 
 def pairwise_dice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -186,7 +191,7 @@ def _labels(*masks: np.ndarray) -> range:
 
 def thinned(x: np.ndarray) -> np.ndarray:
     """(n, S, S[, C]) -> (n, T, T[, C]), at most about GRID pixels a side; a copy, so that the finer arrays can go."""
-    step = max(1, x.shape[1] // GRID)
+    step = stride(x.shape[1], GRID)
     return x[:, ::step, ::step].copy()
 
 

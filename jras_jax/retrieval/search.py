@@ -6,6 +6,10 @@ A search takes the top k on every device, gathers k candidates per device and me
 search. A fetch is a sum over devices to which only the owner of a row contributes. Both return row numbers and
 constants. The gradient flows from the weights through the similarity of the query and the fetched rows' embeddings, so
 it is exact on any number of devices.
+
+Of a gallery with int8 embeddings, integers rank the rows (`quantised.rank_scores`). The K chosen rows are then
+dequantised: weights, similarities and gradient are those of the float query and the dequantised rows, as if the gallery
+held these in float32. The strategy 'softmax', which weighs every row, dequantises all.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jras_jax.errors import UserError
 from jras_jax.retrieval import selection
 from jras_jax.retrieval.gallery import Gallery, Guides, HostRows, QueryKeys, allowed_rows, data_devices
+from jras_jax.retrieval.quantised import Int8Rows, as_float, rank_scores
 
 
 def search(
@@ -58,7 +63,7 @@ def search(
     selection.check(strategy, k, gallery.rows)
     allowed = allowed_rows(gallery, queries, exclude)
     if strategy == "softmax":
-        similarity = embeddings @ gallery.embeddings.T
+        similarity = embeddings @ as_float(gallery.embeddings).T
         indices, weights = selection.select(similarity, allowed, strategy=strategy, k=k, temperature=temperature)
         return indices, weights, similarity
     noise = selection.ranking_noise(
@@ -72,7 +77,7 @@ def search(
         merge = _over_devices(find, k=k, scored=scores is not None, mesh=mesh)
         indices = merge(fixed, gallery.embeddings, allowed, noise, scores)
     indices, present = selection.settle(indices, allowed)
-    chosen = gather_rows(gallery.embeddings, indices, mesh=mesh)
+    chosen = gather_embeddings(gallery, indices, mesh=mesh)
     similarity = jnp.einsum("bd,bkd->bk", embeddings, chosen, precision=jax.lax.Precision.HIGHEST)
     noise = jnp.take_along_axis(noise, indices, 1)
     relevance = similarity if scores is None else jnp.take_along_axis(scores, indices, 1)
@@ -94,7 +99,7 @@ def _over_devices(find: Any, *, k: int, scored: bool, mesh: Mesh | None) -> Any:
 
 def _local_top_k(
     embeddings: jax.Array,
-    rows: jax.Array,
+    rows: jax.Array | Int8Rows,
     allowed: jax.Array,
     noise: jax.Array,
     scores: jax.Array | None,
@@ -105,7 +110,7 @@ def _local_top_k(
 ) -> tuple[jax.Array, jax.Array]:
     """Ranks (B, k) and row numbers (B, k) of the best of these rows."""
     if scores is None:
-        scores = jnp.matmul(embeddings, rows.T, precision=jax.lax.Precision.HIGHEST)
+        scores = rank_scores(embeddings, rows)
     ranked = selection.ranks(scores, allowed=allowed, noise=noise, strategy=strategy)
     k = min(k, ranked.shape[1])
     if recall_target < 1.0:
@@ -117,7 +122,7 @@ def _local_top_k(
 
 def _merged_top_k(
     embeddings: jax.Array,
-    rows: jax.Array,
+    rows: jax.Array | Int8Rows,
     allowed: jax.Array,
     noise: jax.Array,
     scores: jax.Array | None,
@@ -134,23 +139,53 @@ def _merged_top_k(
     return jnp.take_along_axis(indices, jax.lax.top_k(best, k)[1], 1)
 
 
-def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
-    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B if it divides; constants."""
+def gather_embeddings(gallery: Gallery, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
+    """The embeddings (B, K, D) float32 of rows (B, K), constants; dequantised if the gallery holds int8."""
+    rows = gallery.embeddings
+    if not isinstance(rows, Int8Rows):
+        return gather_rows(rows, indices, mesh=mesh)
+    values, scale = (gather_rows(x, indices, mesh=mesh) for x in (rows.values, rows.scale))
+    return values.astype(jnp.float32) * scale[..., None]
+
+
+def gather_shared(
+    rows: jax.Array | HostRows | Int8Rows, indices: jax.Array, *, mesh: Mesh | None = None, every: int = 1
+) -> jax.Array:
+    """Rows (N, ...) at indices (M,) that all queries share -> (M, ...), each fetched once; constants.
+
+    `Int8Rows` are dequantised. `every` is as for `gather_rows`.
+    """
+    if isinstance(rows, Int8Rows):
+        values, scale = (gather_shared(x, indices, mesh=mesh) for x in (rows.values, rows.scale))
+        return as_float(Int8Rows(values, scale))
+    devices, count = data_devices(mesh), len(indices)
+    parts = jnp.pad(indices, (0, -count % devices)).reshape(devices, -1)  # each device has its part of them
+    found = gather_rows(rows, parts, mesh=mesh, every=every)
+    return found.reshape(-1, *found.shape[2:])[:count]
+
+
+def gather_rows(
+    rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | None = None, every: int = 1
+) -> jax.Array:
+    """Rows (N, ...) at indices (B, K) -> (B, K, ...), split over the data axis by B if it divides; constants.
+
+    With `every` above 1, only each `every`-th row and column of pixels of masks (N, S, S) leaves its device or host.
+    """
     devices = data_devices(mesh)
     split = devices > 1 and indices.shape[0] % devices == 0
     if isinstance(rows, HostRows):
-        read = functools.partial(_from_host, rows)
+        read = functools.partial(_from_host, rows, every=every)
         if not split:
             return read(indices)
         return jax.shard_map(read, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)(indices)
     rows = jax.lax.stop_gradient(rows)
     if devices == 1:
-        return jnp.take(rows, indices, axis=0)
+        return _thinned(jnp.take(rows, indices, axis=0), every)
 
     def own(local: jax.Array, indices: jax.Array) -> jax.Array:
         at = indices - jax.lax.axis_index("data") * local.shape[0]
         mine = (at >= 0) & (at < local.shape[0])
-        found = jnp.take(local, jnp.clip(at, 0, local.shape[0] - 1), axis=0)
+        found = _thinned(jnp.take(local, jnp.clip(at, 0, local.shape[0] - 1), axis=0), every)
         found = jnp.where(mine.reshape(mine.shape + (1,) * (found.ndim - 2)), found, 0)
         if split:
             return jax.lax.psum_scatter(found, "data", scatter_dimension=0, tiled=True)
@@ -160,9 +195,14 @@ def gather_rows(rows: jax.Array | HostRows, indices: jax.Array, *, mesh: Mesh | 
     return jax.shard_map(own, mesh=mesh, in_specs=(P("data"), P()), out_specs=out, check_vma=False)(rows, indices)
 
 
-def _from_host(rows: HostRows, indices: jax.Array) -> jax.Array:
-    shape = jax.ShapeDtypeStruct((*indices.shape, *rows.shape[1:]), rows.dtype)
-    return jax.pure_callback(lambda i: rows.rows[np.asarray(i)], shape, indices)
+def _from_host(rows: HostRows, indices: jax.Array, *, every: int = 1) -> jax.Array:
+    thin = _thinned(rows.rows, every)  # a view
+    shape = jax.ShapeDtypeStruct((*indices.shape, *thin.shape[1:]), rows.dtype)
+    return jax.pure_callback(lambda i: thin[np.asarray(i)], shape, indices)
+
+
+def _thinned(masks: Any, every: int) -> Any:
+    return masks if every == 1 else masks[..., ::every, ::every]
 
 
 def fetch(

@@ -29,7 +29,8 @@ from jras_jax import files
 from jras_jax.data.description import DatasetDescription, named, read_description
 from jras_jax.errors import UserError
 
-SELECTION_OPTIONS = ("strategy", "exclude", "recall_target")  # those of config.retrieval that name an evaluation
+# The options of config.retrieval that name an evaluation.
+SELECTION_OPTIONS = ("strategy", "exclude", "recall_target", "embeddings")
 RETRIEVAL_OPTIONS = (*SELECTION_OPTIONS, "gallery")  # and all others that a run without retrieval does not have
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jras_jax import joint, mesh
@@ -13,6 +14,7 @@ from jras_jax.data.slice_table import SliceTable
 from jras_jax.inference.embedder import Embedder
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, check_candidates, gallery_from_table, with_embeddings, with_rows
+from jras_jax.retrieval.quantised import as_float
 
 
 class LiveGallery:
@@ -49,7 +51,9 @@ class LiveGallery:
         check_candidates(table, retrieval.exclude, retrieval.top_k)
         self.table = table
         self.embedder = Embedder(model, device_mesh, batch_size=batch_size, images=table.images)
-        self.arrays = gallery_from_table(table, dim, device_mesh, memory=retrieval.gallery_memory)
+        self.arrays = gallery_from_table(
+            table, dim, device_mesh, memory=retrieval.gallery_memory, embeddings=retrieval.embeddings
+        )
         self.cache: jax.Array | None = None
         self._mesh, self._rolling = device_mesh, retrieval.refresh == "rolling"
         # Steps between two refreshes of all rows; a rolling refresh gives every row its turn within as many steps.
@@ -68,11 +72,10 @@ class LiveGallery:
         if self._rolling and step > 0:
             self._refresh_share(step, variables)
         elif step % self._period == 0:
-            before = mesh.to_host(self.arrays.embeddings)[: len(self.table)]
+            before = self._embeddings()
             self.arrays = self.embedded_by(variables)
             if step:
-                after = mesh.to_host(self.arrays.embeddings)[: len(self.table)]
-                return {"neighbour_drift": measures.neighbour_drift(before, after, self.table.patient)}
+                return {"neighbour_drift": measures.neighbour_drift(before, self._embeddings(), self.table.patient)}
         return {}
 
     def embedded_by(self, variables: joint.Variables) -> Gallery:
@@ -82,6 +85,10 @@ class LiveGallery:
     def restore(self, embeddings: Any) -> None:
         """Takes the embeddings of a checkpoint."""
         self.arrays = self.arrays.replace(embeddings=embeddings)
+
+    def _embeddings(self) -> np.ndarray:
+        """The rows' embeddings (N, D) float32 on the host."""
+        return as_float(mesh.to_host(self.arrays.embeddings))[: len(self.table)]
 
     def _refresh_share(self, step: int, variables: joint.Variables) -> None:
         share = -(-self.embedder.chunks // self._period)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -22,8 +21,9 @@ from jras_jax.data.augment import augment, milder
 from jras_jax.joint import controls, losses
 from jras_jax.retrieval import losses as retrieval_losses
 from jras_jax.retrieval import measures
-from jras_jax.retrieval.gallery import Gallery, HostRows, QueryKeys, allowed_rows
-from jras_jax.retrieval.search import gather_rows
+from jras_jax.retrieval.gallery import Gallery, HostRows, QueryKeys, allowed_rows, draw_rows
+from jras_jax.retrieval.quantised import as_float
+from jras_jax.retrieval.search import gather_embeddings, gather_rows, gather_shared
 from jras_jax.training.passes import Passes
 from jras_jax.training.skips import all_finite, chosen
 from jras_jax.training.state import TrainState
@@ -31,8 +31,8 @@ from jras_jax.training.state import TrainState
 # image, mask (B, S, S) uint8; patient, row (B,) int32; for a locator also whole, whole_mask (b, L, L) uint8
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Folded into the step's key; above 3, so that they are none of the keys that the step splits off.
-BLANK_STREAM, RANKED_STREAM = 100, 101
+BLANK_STREAM = 100  # folded into the step's key; above 3, so that it is none of the keys that the step splits off
+OVERLAP_STREAM = 101  # likewise, for the rows that the ranking by overlap draws
 OVERLAP_GRID = 32  # pixels a side at which a step compares masks with the whole gallery's: a ranking needs no more
 
 
@@ -135,22 +135,21 @@ def joint_loss(
     plain, masks = batch["image"].astype(jnp.float32) / 255.0, batch["mask"].astype(jnp.int32)
     images, labels = augment(k_augment, plain, masks=masks, ranges=terms.augment)
     metrics: Metrics = {}
-    guides, overlap = None, None
-    embeddings, seen = jnp.zeros(()), labels
+    guides = None
+    embeddings: Any = None
+    seen: Any = None
     queries = QueryKeys(patient=batch["patient"], row=batch["row"])
     if gallery is not None:
         embeddings, seen = _embedded(
             variables, plain, batch=batch, cache=cache, k_view=k_view, k_dropout=k_dropout, terms=terms
         )
-        if terms.retrieval.strategy == "oracle":
-            overlap = measures.overlap(seen, gallery.masks, OVERLAP_GRID, num_classes=terms.num_classes)
         guides = joint.retrieve(
             embeddings,
             gallery,
             queries=queries,
             selection=joint.Selection.of(terms.retrieval),
             num_classes=terms.num_classes,
-            scores=overlap,
+            scores=_overlap(seen, gallery.masks, terms) if terms.retrieval.strategy == "oracle" else None,
             key=k_select,
             mesh=terms.mesh,
         )
@@ -162,7 +161,8 @@ def joint_loss(
     loss, parts = losses.segmentation_loss(logits, labels, **dataclasses.asdict(terms.loss))
     metrics |= parts
     if gallery is not None and terms.retrieval.overlap_weight:
-        term = _overlap_term(embeddings, seen, gallery=gallery, queries=queries, key=key, terms=terms)
+        k_rows = jax.random.fold_in(key, OVERLAP_STREAM)
+        term = overlap_term(embeddings, seen, gallery=gallery, queries=queries, key=k_rows, terms=terms)
         metrics["overlap_loss"] = term
         loss += terms.retrieval.overlap_weight * term
     if contrast and gallery is not None:
@@ -204,40 +204,43 @@ def _embedded(
     return terms.passes(variables, (shown,), method="embed_images", key=key)[0], seen
 
 
-def _overlap_term(
-    embeddings: jax.Array, seen: jax.Array, gallery: Gallery, queries: QueryKeys, key: jax.Array, terms: LossTerms
+def _overlap(seen: jax.Array, masks: Any, terms: LossTerms) -> jax.Array:
+    """Overlap (B, M) of the queries' masks with masks (M, S, S) of the gallery."""
+    return measures.overlap(seen, masks, OVERLAP_GRID, num_classes=terms.num_classes)
+
+
+def overlap_term(
+    embeddings: jax.Array,
+    seen: jax.Array,
+    gallery: Gallery,
+    queries: QueryKeys,
+    key: jax.Array,
+    terms: LossTerms,
 ) -> jax.Array:
-    """Pulls the query's embedding to where the gallery's masks overlap its own (B, S, S), under the leak rule.
+    """Pulls the query's embedding to where the gallery's masks overlap its own, under the leak rule.
 
-    Of a gallery of more than `overlap_rows` rows, and of one in the host's memory, the rows drawn for this step count.
+    A gallery of more than `overlap_rows` rows, or in the host's memory, is ranked by the rows that the key draws. The
+    draw is shared over the batch, so that a step fetches M masks rather than B M. It does not depend on the queries:
+    the drawn rows that a query may be guided by are a uniform sample of all that it may be guided by.
     """
-    r, allowed = terms.retrieval, allowed_rows(gallery, queries, terms.retrieval.exclude)
-    masks, others = gallery.masks, gallery.embeddings
-    if isinstance(masks, HostRows) or gallery.rows > r.overlap_rows:
-        drawn = jax.random.fold_in(key, RANKED_STREAM)
-        rows = drawn_rows(drawn, gallery.rows, min(r.overlap_rows, gallery.rows))
-        if isinstance(masks, HostRows):  # only the pixels that are compared leave the host
-            thinning = max(1, seen.shape[-1] // OVERLAP_GRID)
-            masks = HostRows(masks.rows[:, ::thinning, ::thinning])
-            seen = seen[:, ::thinning, ::thinning]
-        masks, others = (gather_rows(x, rows[None], mesh=terms.mesh)[0] for x in (masks, others))
-        allowed = allowed[:, rows]
-    overlap = measures.overlap(seen, masks, OVERLAP_GRID, num_classes=terms.num_classes)
+    r = terms.retrieval
+    allowed = allowed_rows(gallery, queries, r.exclude)
+    if 0 < r.overlap_rows < gallery.rows or isinstance(gallery.masks, HostRows):
+        drawn = draw_rows(gallery, r.overlap_rows, key)
+        allowed = allowed[:, drawn]
+        rows = gather_shared(gallery.embeddings, drawn, mesh=terms.mesh)
+        every = measures.stride(seen.shape[-1], OVERLAP_GRID)
+        masks = gather_shared(gallery.masks, drawn, mesh=terms.mesh, every=every)
+        seen = seen[:, ::every, ::every]
+    else:
+        rows, masks = as_float(gallery.embeddings), gallery.masks
     return retrieval_losses.overlap_loss(
-        embeddings @ others.T, overlap, allowed, temperature=r.temperature, sharpness=r.overlap_sharpness
+        embeddings @ rows.T,
+        _overlap(seen, masks, terms),
+        allowed,
+        temperature=r.temperature,
+        sharpness=r.overlap_sharpness,
     )
-
-
-def drawn_rows(key: jax.Array, rows: int, count: int) -> jax.Array:
-    """`count` of `rows` row numbers (count,) int32: one at random from each of as many equal parts, in their order.
-
-    Parts differ by one row at most, so that every row is drawn about as often, and none twice. All rows if
-    `count` is their number.
-    """
-    starts = np.arange(count + 1) * rows // count
-    widths = np.diff(starts)
-    inside = jnp.floor(jax.random.uniform(key, (count,)) * widths).astype(jnp.int32)
-    return jnp.asarray(starts[:-1], jnp.int32) + jnp.minimum(inside, widths - 1)
 
 
 def _locator_term(variables: joint.Variables, batch: Batch, key: jax.Array, terms: LossTerms) -> jax.Array:
@@ -277,7 +280,7 @@ def _contrastive_term(
     passes = terms.passes._replace(parts=terms.passes.parts * m if terms.passes.parts > 1 else 1)
     logits, _ = passes(jax.lax.stop_gradient(variables), (repeated, alone), method="segment", key=None)
     judged = losses.per_slice_loss(logits, jnp.repeat(labels, m, 0)).reshape(b, m)
-    candidates = gather_rows(gallery.embeddings, found.indices, mesh=terms.mesh)  # (B, m, dim)
+    candidates = gather_embeddings(gallery, found.indices, mesh=terms.mesh)  # (B, m, dim)
     similarity = jnp.einsum("bd,bmd->bm", embeddings, candidates)
     return retrieval_losses.candidate_loss(
         similarity, jax.lax.stop_gradient(judged), temperature=r.contrast_temperature
