@@ -8,6 +8,7 @@ written by all of its fused operations, so an upper bound of what must move.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -196,10 +197,19 @@ def guide(sizes: Sizes) -> Iterator[Row]:
 
 
 class JointStep:
-    """Our step, compiled, with all that it needs on the device; `run()` does one."""
+    """Our step, compiled, with all that it needs on the device; `run()` does one. `changes` are of config.train."""
 
-    def __init__(self, name: str, retriever_name: str, sizes: Sizes, table: SliceTable, device_mesh: Any):
-        self.config = joint_config(name, retriever_name, sizes)
+    def __init__(
+        self,
+        name: str,
+        retriever_name: str,
+        sizes: Sizes,
+        table: SliceTable,
+        device_mesh: Any,
+        changes: dict[str, Any] | None = None,
+    ):
+        config = joint_config(name, retriever_name, sizes)
+        self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, **(changes or {})))
         self.model = build_model(self.config)
         self.state, tx, shardings = state.create_state(self.model, self.config, device_mesh)
         self.gallery = random_gallery(table, device_mesh)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import folder, gpu, ours, retrieval, scaling, table
+from benchmarks import folder, gpu, memory, ours, retrieval, scaling, table
 from benchmarks.sizes import FULL, GPU_QUICK, QUICK, TARGETS, parts, target
 from jras_jax import kernels
 from jras_jax.errors import UserError
@@ -240,3 +240,20 @@ def test_without_a_gpu_the_table_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(UserError, match=r"finds no GPU.*--gpu --quick"):
         gpu.main(tmp_path, Console(quiet=True), quick=False, acdc=None, data_dir=None, budget_s=9.0)
+
+
+def test_activations_are_counted_by_hand():
+    """Two levels of 2 and 4 channels, the lower one on a quarter of the pixels: 2 + 1 a pixel down, 2 up."""
+    kinds = memory.counted(base_channels=2, levels=2)
+    assert kinds["outputs of convolutions"] == 4 * (2 * 3 + 3 * 2)
+    assert kinds["outputs of norms and activations"] == 4 * (2 * 3 + 2 * 2)
+    assert kinds["concatenations"] == 4 * 2 * 2
+
+
+@pytest.mark.slow
+def test_microbatches_hold_half_of_what_xla_plans_otherwise(tmp_path):
+    assert memory.main(["--quick", f"--output={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "memory.json").read_text())
+    plain, remat, parts = (row["bytes_a_pixel"] for row in found["planned"])
+    assert sum(found["counted"].values()) < plain  # the retriever's activations come on top
+    assert 0.4 < parts / plain < 0.6 and remat > 0
