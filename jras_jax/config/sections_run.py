@@ -79,8 +79,8 @@ class Train:
     )
     remat: bool = setting(
         False,
-        "whether the backward pass computes norms and activations again instead of keeping them: less memory on "
-        "accelerators; XLA undoes it on CPU",
+        "whether the backward pass computes norms and activations again instead of keeping them: meant for "
+        "accelerators, not measured on one; on CPU XLA undoes it and plans 38% more (benchmarks/RESULTS.md)",
         change="resume",
     )
     eval_every: int = setting(1_000, "steps between validations", at_least=1, at_most=MAX_STEPS, change="declared")

@@ -27,7 +27,7 @@ class Passes(NamedTuple):
       apply: the model's.
       parts: of the batch, one after the other.
       remat: whether the backward pass computes all but the results of products again. XLA's CPU backend merges the two
-        computations, so that it saves nothing there; what JAX keeps between the passes is tested.
+        computations and plans more memory than without; what JAX keeps between the passes is tested.
       mesh: over whose data axis the batch is split; None for one device.
     """
 
