@@ -121,8 +121,8 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         grid = (None, None, None)
         pixels = (*grid, None) if self.NAMED else grid
         names = {"name": tfds.features.Text()} if self.NAMED else {}
-        # 'bytes', as ArrayRecord compresses its records itself. With 'zlib' beneath, three quarters of a build went into
-        # compressing, for files of the same size that took twice as long to read.
+        # 'bytes', as ArrayRecord compresses its records itself. With 'zlib' beneath it three quarters of a build went
+        # into compressing, for files of the same size that took twice as long to read.
         features = tfds.features.FeaturesDict(
             names
             | {
