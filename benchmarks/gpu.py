@@ -3,8 +3,8 @@
     python -m benchmarks --gpu --acdc=PATH_TO_ACDC     8 minutes at most; without --acdc on the built-in phantom
     python -m benchmarks --gpu --quick                 every part at tiny size, on any device; its figures mean nothing
 
-Each part runs in its own process, so that JAX's and PyTorch's memory do not meet. First every program is compiled, all
-parts at once, into a cache. Then the parts are timed one after another. A part that fails, or for which no time is
+Each part runs in its own process, so that JAX's and PyTorch's memory do not meet. First the programs are compiled
+into a cache, a few at a time. Then the parts are timed one after another. A part that fails, or for which no time is
 left, is a row that says so. gpu.json and gpu.md are written again after each part.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import csv
+import functools
 import importlib.util
 import json
 import os
@@ -154,20 +155,28 @@ class Shared:
         self.console.print(f"[{self.board.budget_s - self.board.left:4.0f} s] {what}", style="dim")
 
     def compile(self) -> None:
-        """Fills the caches, all programs at once; what fails here fails again, and is told, where it is timed."""
-        sizes = self.board.sizes
-        jobs: list[tuple[str, str, dict[str, str]]] = [("ours-fill", f"joint:{pair}", {}) for pair in sizes.gpu_pairs]
-        jobs.append(("ours-fill", f"retriever:{sizes.retrievers[-1]}", {"BENCHMARK_BATCH": str(sizes.gpu_embedded)}))
+        """Fills the caches within half of the budget, the most important program first.
+
+        Few at a time: a compilation uses several cores, and one that is cut off leaves nothing. What fails here fails
+        again, and is told, where it is timed.
+        """
+        sizes, until = self.board.sizes, time.monotonic() + self.board.left / 2
+
+        def fill(side: str, part: str, **more: str) -> None:
+            if (left := until - time.monotonic()) > 0:
+                worker(side, sizes, part, timeout_s=left, **more)
+
+        first, *rest = sizes.gpu_pairs
+        jobs = [functools.partial(fill, "ours-fill", f"joint:{first}")]
+        jobs.append(functools.partial(self.train.prepare, until))
+        batch = {"BENCHMARK_BATCH": str(sizes.gpu_embedded)}
+        jobs.append(functools.partial(fill, "ours-fill", f"retriever:{sizes.retrievers[-1]}", **batch))
+        jobs += [functools.partial(fill, "ours-fill", f"joint:{pair}") for pair in rest]
         if self.with_torch:
-            jobs += [("torch-compile", f"joint:{pair}", {}) for pair in sizes.gpu_compiled]
+            jobs += [functools.partial(fill, "torch-compile", f"joint:{pair}") for pair in sizes.gpu_compiled]
         self.say(f"compiling {len(jobs)} programs")
-        limit = max(self.board.left / 2, 1)
-        with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-            waiting: list[concurrent.futures.Future[Any]] = [
-                pool.submit(worker, side, sizes, part, timeout_s=limit, **more) for side, part, more in jobs
-            ]
-            waiting.append(pool.submit(self.train.prepare, limit))
-            concurrent.futures.wait(waiting)
+        with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pool:
+            concurrent.futures.wait([pool.submit(job) for job in jobs])
 
     def beside(self, part: str, batch: int = 0) -> list[Row]:
         """Ours, PyTorch's eager form and torch.compile's; the retriever also as a fraction of the card's rate."""
@@ -219,9 +228,12 @@ class Training:
         else:
             self.options += ["--config.dataset.name=phantom"]
 
-    def prepare(self, timeout_s: float) -> None:
-        """Builds the data set and compiles the step: starts the run elsewhere, and stops it at its first line."""
-        folder, until = self.board.folder / "first", time.monotonic() + timeout_s
+    def prepare(self, until: float) -> None:
+        """Builds the data set and compiles the step: starts the run elsewhere, and stops it at its first line.
+
+        `until` is the `time.monotonic` at which it is stopped in any case.
+        """
+        folder = self.board.folder / "first"
         metrics, quiet = folder / "metrics.csv", subprocess.DEVNULL
         process = subprocess.Popen(self._command(folder), cwd=ROOT, stdout=quiet, stderr=quiet)
         while process.poll() is None and time.monotonic() < until:

@@ -105,8 +105,8 @@ GPU = dataclasses.replace(
     dtype="bfloat16",
     seconds=2.0,
     repeats=(10, 50),
-    gpu_pairs=("segformer-b0+tiny", "unet+tiny", "segformer-b2+tiny", "segformer-b0+vitb14"),
-    gpu_compiled=("segformer-b0+tiny", "unet+tiny"),
+    gpu_pairs=("unet+tiny", "segformer-b0+tiny", "segformer-b2+tiny", "segformer-b0+vitb14"),
+    gpu_compiled=("unet+tiny", "segformer-b0+tiny"),
     gpu_steps=1000,
     gpu_recipe=("--config.train.log_every=20", "--config.train.validate_patients=1"),
 )

@@ -171,7 +171,7 @@ class Eval:
     certificate: bool = setting(
         True,
         "whether an evaluation also scores the checkpoint with random, blank, permuted and oracle guides, which tells "
-        "whether retrieval helps; about three more passes",
+        "whether retrieval helps; about four more passes",
         change="free",
     )
     frame_rounds: int = setting(
