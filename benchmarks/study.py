@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -49,7 +49,6 @@ GUIDES = {
     "random": ("--config.retrieval.strategy=random",),
     "oracle": ("--config.retrieval.strategy=oracle",),
 }
-FUSIONS = ("prototype", "prior", "cross_attention", "concat", "adapter")
 # What was tried to make guides help, beside the kind of fusion.
 VARIANTS = {
     "": (),
@@ -61,6 +60,7 @@ VARIANTS = {
     "without_DCM": ("--config.dataset.leave_out=('DCM',)",),
 }
 PROTOCOLS = {"patient": (), "paper": ("--config.protocol=paper",)}
+GROWN, TRAIN = "validation+gallery=gallery64", "validation+gallery=train"  # names of second evaluations
 WRITING = threading.Lock()
 PATIENTS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
@@ -88,6 +88,19 @@ class Arm(NamedTuple):
     def name(self) -> str:
         """'heart/learnt-prototype/8/seed0', also its folder."""
         return f"{self.kind}/seed{self.seed}"
+
+    @property
+    def second(self) -> str:
+        """The evaluation with another gallery; '' if there is none.
+
+        An arm of few patients, or without a pathology, gets all 64 training patients. One of the paper's protocol,
+        whose guides are the evaluated slices themselves, gets the training slices.
+        """
+        if self.guides == "none":
+            return ""
+        if self.protocol == "paper":
+            return TRAIN
+        return "" if self.patients == max(PATIENTS) and not self.variant.startswith("without") else GROWN
 
     @property
     def options(self) -> list[str]:
@@ -144,12 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = pathlib.Path(options.output)
     chosen = [arm for arm in arms() if arm.name.startswith(options.only)]
     if options.list:
-        print("\n".join(f"{'done' if result(output, arm) else '    '}  {arm.name}" for arm in chosen))
+        print("\n".join(f"{'done' if complete(output, arm) else '    '}  {arm.name}" for arm in chosen))
         return 0
     if not options.acdc:
         parser.error("--acdc is needed to run arms")
-    waiting = [arm for arm in chosen if result(output, arm) is None]
-    build(output, options.acdc)
+    waiting = [arm for arm in chosen if not complete(output, arm)]
+    if waiting:
+        build(output, options.acdc)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         failed = [name for name in pool.map(functools.partial(run, output, acdc=options.acdc), waiting) if name]
     write(output)
@@ -168,36 +182,34 @@ def run(output: pathlib.Path, arm: Arm, acdc: str) -> str:
     """Trains and evaluates one arm; what it says goes to its log.txt. Returns its name if it failed, else ''."""
     folder = output / arm.name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "run.py", "--config=configs/acdc_unet.py", f"--workdir={folder.absolute()}"]
-    command += [f"--config.dataset.manual_dir={acdc}", f"--config.dataset.data_dir={output.absolute() / 'data'}"]
+    workdir = f"--workdir={folder.absolute()}"
+    train = ["--config=configs/acdc_unet.py", f"--config.dataset.manual_dir={acdc}", *arm.options]
+    train.append(f"--config.dataset.data_dir={output.absolute() / 'data'}")
     print(arm.name, flush=True)
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        done = subprocess.run([*command, *arm.options], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if not done.returncode:
-        grow(output, arm, acdc)
+        works = result(output, arm) is not None or _run_py(log, workdir, *train)
+        if works and arm.second:
+            works = _run_py(log, "evaluate", workdir, other_guides(output, arm, acdc))
+    if works:
         with WRITING:
             write(output)
-    return arm.name if done.returncode else ""
+    return "" if works else arm.name
 
 
-def grow(output: pathlib.Path, arm: Arm, acdc: str) -> None:
-    """Evaluates an arm with another gallery too.
+def _run_py(log: TextIO, *arguments: str) -> bool:
+    """Whether run.py ended well; what it says goes to `log`."""
+    command = [sys.executable, "run.py", *arguments]
+    return not subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
-    One of few patients, or without a pathology, gets all 64 training patients. One of the paper's protocol, whose
-    guides are the evaluated slices themselves, gets the training slices.
-    """
-    whole = arm.patients == max(PATIENTS) and not arm.variant.startswith("without")
-    if arm.guides == "none" or (whole and arm.protocol == "patient"):
-        return
-    folder, gallery = output / arm.name, output / "gallery64"
-    other = "--config.eval.gallery=train"
-    if arm.protocol == "patient":
-        other = f"--gallery={gallery.absolute()}"
-        with WRITING:
-            link(gallery, folder, acdc)
-    command = [sys.executable, "run.py", "evaluate", f"--workdir={folder.absolute()}", other]
-    with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+def other_guides(output: pathlib.Path, arm: Arm, acdc: str) -> str:
+    """The option of an arm's second evaluation, see `Arm.second`."""
+    if arm.protocol == "paper":
+        return "--config.eval.gallery=train"
+    gallery = output / "gallery64"
+    with WRITING:
+        link(gallery, output / arm.name, acdc)
+    return f"--gallery={gallery.absolute()}"
 
 
 def link(gallery: pathlib.Path, folder: pathlib.Path, acdc: str) -> None:
@@ -208,6 +220,11 @@ def link(gallery: pathlib.Path, folder: pathlib.Path, acdc: str) -> None:
     gallery.mkdir()
     for patient in itertools.chain.from_iterable(folds[1:]):
         (gallery / patient).symlink_to(pathlib.Path(acdc).absolute() / "training" / patient)
+
+
+def complete(output: pathlib.Path, arm: Arm) -> bool:
+    """Whether an arm has all of its evaluations."""
+    return all(result(output, arm, name) is not None for name in ("validation", arm.second) if name)
 
 
 def result(output: pathlib.Path, arm: Arm, evaluation: str = "validation") -> dict[str, Any] | None:
@@ -240,13 +257,13 @@ def write(output: pathlib.Path) -> None:
             lines.append(f"| {arm.name} | {' | '.join(figures)} | {certificate['verdict']} |")
     lines += ["", "| arm | its own gallery | 64 patients' gallery | blank guides |", "|---|---|---|---|"]
     for arm, summary in done:
-        if grown := result(output, arm, "validation+gallery=gallery64"):
+        if grown := result(output, arm, GROWN):
             figures = (summary["mean"]["dice"], grown["mean"]["dice"], grown["retrieval_certificate"]["blank"])
             lines.append(f"| {arm.name} | {' | '.join(f'{x:.4f}' for x in figures)} |")
     lines += ["", "| whole slices | 2-D Dice with background | guided by training slices alone |", "|---|---|---|"]
     for arm, summary in done:
         if arm.frame == "whole" and arm.patients == max(PATIENTS):
-            honest = result(output, arm, "validation+gallery=train")
+            honest = result(output, arm, TRAIN)
             found = [s["paper_2d"]["dice_2d_background"] if s else None for s in (summary, honest)]
             lines.append(f"| {arm.name} | {' | '.join('-' if x is None else f'{x:.4f}' for x in found)} |")
     (output / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

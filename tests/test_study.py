@@ -71,3 +71,19 @@ def test_what_is_done_is_listed_and_skipped(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study, "run", lambda output, arm, acdc: arm.name)
     assert study.main([f"--output={tmp_path}", "--only=heart/none/8", "--acdc=x"]) == 1
     assert "heart/none/8/seed1" in capsys.readouterr().err
+
+
+def test_an_arm_whose_second_evaluation_is_missing_gets_it_and_a_failure_is_told(tmp_path, capsys, monkeypatch):
+    name, ran = "heart/learnt-prior/8/seed0", []
+    put(tmp_path, name, summary(0.84, real=0.84, random=0.83, blank=0.82, permuted=0.81, oracle=0.86))
+    (tmp_path / name / "splits.json").write_text(json.dumps({"folds": [["a"], ["b"], ["c", "d"]]}))
+    monkeypatch.setattr(study, "build", lambda output, acdc: None)
+    monkeypatch.setattr(study, "_run_py", lambda log, *arguments: ran.append(arguments) or False)
+    assert study.main([f"--output={tmp_path}", f"--only={name}", "--acdc=x"]) == 1
+    assert name in capsys.readouterr().err
+    gallery = tmp_path / "gallery64"
+    assert ran == [("evaluate", f"--workdir={tmp_path / name}", f"--gallery={gallery}")]
+    assert sorted(link.name for link in gallery.iterdir()) == ["b", "c", "d"]
+    put(tmp_path, name, summary(0.85), study.GROWN)
+    assert study.main([f"--output={tmp_path}", f"--only={name}", "--list"]) == 0
+    assert capsys.readouterr().out.strip() == f"done  {name}"

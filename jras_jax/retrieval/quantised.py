@@ -43,10 +43,10 @@ def quantised(rows: Any) -> Int8Rows:
 
 
 def as_float(rows: Any) -> Any:
-    """Embeddings (N, D) float32 of a gallery's rows, dequantised if they are `Int8Rows`; numpy stays numpy."""
+    """Embeddings (..., D) float32 of a gallery's rows, dequantised if they are `Int8Rows`; numpy stays numpy."""
     if not isinstance(rows, Int8Rows):
         return rows
-    return rows.values.astype(np.float32) * rows.scale[:, None]
+    return rows.values.astype(np.float32) * rows.scale[..., None]
 
 
 def like(rows: Any, new: Any) -> Any:

@@ -141,11 +141,8 @@ def _merged_top_k(
 
 def gather_embeddings(gallery: Gallery, indices: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
     """The embeddings (B, K, D) float32 of rows (B, K), constants; dequantised if the gallery holds int8."""
-    rows = gallery.embeddings
-    if not isinstance(rows, Int8Rows):
-        return gather_rows(rows, indices, mesh=mesh)
-    values, scale = (gather_rows(x, indices, mesh=mesh) for x in (rows.values, rows.scale))
-    return values.astype(jnp.float32) * scale[..., None]
+    fetched = jax.tree.map(lambda rows: gather_rows(rows, indices, mesh=mesh), gallery.embeddings)
+    return jnp.asarray(as_float(fetched))
 
 
 def gather_shared(

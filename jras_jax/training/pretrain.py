@@ -25,6 +25,7 @@ from jras_jax.data.load import RunData
 from jras_jax.data.slice_table import SliceTable, slice_table
 from jras_jax.errors import UserError
 from jras_jax.retrieval.losses import nt_xent
+from jras_jax.retrieval.retriever import PIXELS
 from jras_jax.run_folder import lock, provenance
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
@@ -97,7 +98,7 @@ def pretrain_retriever(config: Config, folder: RunFolder, data: RunData, *, with
     """
     if not config.retrieval.enabled:
         raise UserError("pre-training the retriever needs config.retrieval.enabled=True")
-    if config.retriever.variant == "pixels":
+    if config.retriever.variant == PIXELS:
         raise UserError("config.retriever.variant='pixels' has no weights: there is nothing to pre-train")
     with lock.hold(folder, "pretrain") as held, StopSignal() as stop:
         stop.leave = held.release
