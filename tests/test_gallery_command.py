@@ -208,6 +208,8 @@ def test_an_evaluation_with_another_gallery_keeps_the_leak_rule_and_its_own_fold
     for summary, gallery in zip(summaries, (testing, hospital), strict=True):
         assert summary["gallery"]["patients"] == 3 and str(gallery) in summary["gallery"]["made_of"]
         assert summary["protocol"].endswith(f"guides come from the gallery {gallery}")
+        assert any("another gallery" in line and str(gallery) in line for line in summary["warnings"])
+    assert "not the training patients guide, but another gallery" in (run / "report.html").read_text()
     assert summaries[0]["mean"] == summaries[1]["mean"]
     kept = list((run / "evaluation" / names[1] / "evidence").glob("*.npz"))
     assert kept

@@ -256,13 +256,14 @@ def _summary(
     retrieved: evaluator.RetrievedMasks | None,
     other: str | None,
 ) -> dict[str, Any]:
-    config, warnings = run.config, []
-    warnings += _changes(run, data)
+    config, warnings = run.config, _changes(run, data)
     units = {r["unit"] for r in scores.cases}
     if "voxel" in units:
         which = "the scans have" if len(units) == 1 else "some scans have"
         warnings.append(f"{which} no known voxel spacing: distances are in voxels, volumes are counts of voxels")
     warnings += _told(provenance.leaks(config))
+    if other and gallery:
+        warnings.append(f"not the training patients guide, but another gallery: {gallery.description}")
     if scores.unlocated:
         names = ", ".join(scores.unlocated[:3]) + (", ..." if len(scores.unlocated) > 3 else "")
         warnings.append(f"the heart was not found in {len(scores.unlocated)} cases, segmented as whole slices: {names}")
