@@ -66,11 +66,13 @@ def test_it_takes_about_a_quarter_of_the_bytes():
 
 
 @pytest.mark.parametrize("strategy", [s for s in selection.STRATEGIES if s not in ("softmax", "oracle")])
-def test_devices_agree_bit_for_bit(strategy):
+def test_devices_find_the_same_guides(strategy):
     rows, queries = clustered(ROWS, DIM, seed=1), unit(BATCH, DIM, seed=2)
     one, eight = (found(*gallery_of(rows, devices), queries, strategy) for devices in (1, 8))
-    for name, a, b in zip(("indices", "weights", "similarity"), one, eight, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    np.testing.assert_array_equal(one[0], eight[0])
+    for a, b in zip(one[1:], eight[1:], strict=True):
+        # XLA rounds the softmax of a batch that is split over devices differently (JAX 0.12, one weight of 32).
+        np.testing.assert_array_max_ulp(np.asarray(a), np.asarray(b), maxulp=2)
 
 
 @pytest.mark.parametrize(("rows", "least"), [("random", 0.9), ("clustered", 0.85)])
