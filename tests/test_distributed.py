@@ -62,7 +62,22 @@ def test_two_processes_train_what_two_devices_do_and_a_lost_host_ends_the_job(ti
         for name in ("loss", "dice", "overlap_loss", "ce_loss"):
             assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-5), name
     assert float(ours[-1]["val/dice"]) == pytest.approx(float(other[-1]["val/dice"]), abs=1e-5)
+    _a_gallery_in_the_hosts_memory(tiny, tmp_path, other, length)
     _a_lost_host(tiny, tmp_path)
+
+
+def _a_gallery_in_the_hosts_memory(tiny, tmp_path, other, length):
+    """Two processes whose gallery is in their memory train what one process with two devices and a device gallery did."""
+    memory = {"retrieval__gallery_memory": "host", "retrieval__overlap_rows": 16384}  # draws all rows
+    port = free_port()
+    hosts = [start(tiny, tmp_path / "kept", tmp_path, process=i, port=port, **memory, **length) for i in range(2)]
+    for i, host in enumerate(hosts):
+        assert wait(host, tmp_path, i) == 0, (tmp_path / f"output{i}").read_text()[-3000:]
+    ours = rows(tmp_path / "kept")
+    assert len(ours) == len(other)
+    for a, b in zip(ours, other, strict=True):
+        for name in ("loss", "dice", "overlap_loss", "ce_loss"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-5), name
 
 
 def _a_lost_host(tiny, tmp_path):

@@ -220,8 +220,10 @@ def test_gradient_of_the_weights_equals_the_dense_one(devices, strategy):
 def test_a_gallery_in_host_memory_gives_the_same_guides(devices):
     queries, rng = asked(6)
     embeddings = unit(rng, BATCH, DIM)
-    near, far = (gallery_on(over(devices), memory=memory) for memory in ("device", "host"))
-    assert isinstance(far.images, HostRows) and isinstance(far.masks, HostRows)
+    rows = table()
+    near, far = (gallery_on(over(devices), rows, memory=memory) for memory in ("device", "host"))
+    for held, own in ((far.images, rows.images), (far.masks, rows.masks)):
+        assert isinstance(held, HostRows) and np.shares_memory(held.rows, own)  # no second copy of the pixels
     a, b = (retrieval(devices, "top_k", "patient")(g, embeddings, queries, None, None) for g in (near, far))
     for x, y in zip(a, b, strict=True):
         np.testing.assert_array_equal(x, y)

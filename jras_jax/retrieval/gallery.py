@@ -29,9 +29,11 @@ EXCLUDE = ("patient", "slice", "none")
 
 
 class HostRows:
-    """Images or masks (N, S, S) uint8 that stay in the host's memory; a callback fetches the rows that a step needs.
+    """Images or masks (M, S, S) uint8 that stay in the host's memory; a callback fetches the rows that a step needs.
 
-    For galleries that do not fit on the devices. Equal only to itself, so that a compiled step is made once.
+    For galleries that do not fit on the devices. The rows are the slice table's own, not a copy: every host holds them
+    anyway, as a batch may draw any slice. They are not padded for devices, so M may be less than the gallery's N.
+    Equal only to itself, so that a compiled step is made once.
     """
 
     def __init__(self, rows: np.ndarray):
@@ -128,13 +130,13 @@ def gallery_from_table(
     if not len(table):
         raise UserError("the gallery would be empty: no slice of its cases has a labelled structure")
     put = functools.partial(_put_rows, mesh=mesh)
-    pixels = HostRows if memory == "host" else put
     rows = -(-len(table) // data_devices(mesh)) * data_devices(mesh)
+    pixels = HostRows if memory == "host" else lambda held: put(_padded(held, rows))
     zeros = np.zeros((rows, dim), np.float32)
     return Gallery(
         embeddings=jax.tree.map(put, quantised(zeros) if embeddings == "int8" else zeros),
-        images=pixels(_padded(table.images, rows)),
-        masks=pixels(_padded(table.masks, rows)),
+        images=pixels(table.images),
+        masks=pixels(table.masks),
         patient=put(_padded(table.patient, rows, -2)),
         valid=put(np.arange(rows) < len(table)),
     )

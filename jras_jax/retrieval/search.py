@@ -195,7 +195,8 @@ def gather_rows(
 def _from_host(rows: HostRows, indices: jax.Array, *, every: int = 1) -> jax.Array:
     thin = _thinned(rows.rows, every)  # a view
     shape = jax.ShapeDtypeStruct((*indices.shape, *thin.shape[1:]), rows.dtype)
-    return jax.pure_callback(lambda i: thin[np.asarray(i)], shape, indices)
+    last = len(thin) - 1  # stands for the padding, which no query may be guided by and which is not there
+    return jax.pure_callback(lambda i: thin[np.minimum(i, last)], shape, indices)
 
 
 def _thinned(masks: Any, every: int) -> Any:
