@@ -67,7 +67,7 @@ def test_two_processes_train_what_two_devices_do_and_a_lost_host_ends_the_job(ti
 
 
 def _a_gallery_in_the_hosts_memory(tiny, tmp_path, other, length):
-    """Two processes whose gallery is in their memory train what one process with two devices and a device gallery did."""
+    """Two processes with the gallery in their memory train what two devices with the gallery on them do."""
     memory = {"retrieval__gallery_memory": "host", "retrieval__overlap_rows": 16384}  # draws all rows
     port = free_port()
     hosts = [start(tiny, tmp_path / "kept", tmp_path, process=i, port=port, **memory, **length) for i in range(2)]

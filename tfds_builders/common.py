@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import abc
+import collections
+import concurrent.futures
 import dataclasses
 import functools
+import itertools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -161,8 +165,9 @@ class ScanBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         console = rich.console.Console(stderr=True)
         hidden = not sys.stderr.isatty()
-        shown = rich.progress.track(cases, f"{self.name}: {split}", console=console, disable=hidden)
-        for case, found in read_cases(shown, description, root=root, read=self.reader(description)):
+        read = read_cases(cases, description, root=root, reader=self.reader)
+        title = f"{self.name}: {split}"
+        for case, found in rich.progress.track(read, title, total=len(cases), console=console, disable=hidden):
             if self.NAMED:
                 image = found["image"]
                 found |= {"name": case.name, "image": image if image.ndim == 4 else image[..., None]}
@@ -194,32 +199,59 @@ def any_reader(description: DatasetDescription) -> Reader:
 
 
 def read_cases(
-    cases: Iterable[Case], description: DatasetDescription, root: pathlib.Path, read: Reader | None = None
+    cases: Iterable[Case],
+    description: DatasetDescription,
+    root: pathlib.Path,
+    reader: Callable[[DatasetDescription], Reader] = _cine_reader,
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
     """Reads the cases of a split, each with its example; afterwards tells what is unusual about the files on stderr.
+
+    Threads read ahead, one a processor and at most 8: most of the time is decompression, which releases Python's lock.
 
     Args:
       cases: of `Inventory`.
       description: of the data set.
       root: the folder `source` is relative to.
-      read: the builder's `reader`; None: that of cines.
+      reader: the builder's.
 
     Raises:
       ScanError: a file breaks a rule of its format, its slices run along another axis than the third, LV and RV seem
-        exchanged, or see `example`.
+        exchanged, or see `example`; of several such cases, for the first.
     """
-    read = read or _cine_reader(description)
     notes: list[str] = []
     rims = np.zeros((2, 2))
     case = None
-    for case in cases:
-        found, remarked, own = read_case(case, description, root=root, read=read)
+
+    def together(own: list[Case]) -> list[Any]:
+        """Cases of the same image, which a reader of their own decompresses once."""
+        read = reader(description)
+        return [(case, *read_case(case, description, root=root, read=read)) for case in own]
+
+    groups = (list(own) for _, own in itertools.groupby(cases, lambda case: case.image))
+    for case, found, remarked, own in itertools.chain.from_iterable(_ahead(together, groups)):
         rims += own
         notes += remarked
         yield case, found
     if case is not None and description.enclosure is not None:
         _check_cavities(case, description, cavities.exchanged(rims), certain=False)
     remarks.tell(notes)
+
+
+def _ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """The results of `work` in the order of the items, by threads that are at most two items each ahead."""
+    threads = min(os.cpu_count() or 1, 8)
+    with concurrent.futures.ThreadPoolExecutor(threads, "reader") as pool:
+        waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # after an error, or where the caller stops
+            for future in waiting:
+                future.cancel()
 
 
 def read_case(
