@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -181,10 +182,11 @@ def test_one_part_runs_without_torch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_is_predicted_by_both_sides(tmp_path):
-    """In full, at tiny size; without PyTorch ours alone."""
+def test_a_folder_is_predicted_by_all_sides(tmp_path):
+    """In full, at tiny size; without PyTorch, or without MONAI, ours alone."""
     assert folder.main(["--quick", "--pairs=1", f"--output={tmp_path}"]) == 0
-    whole, start = json.loads((tmp_path / "folder.json").read_text())["rows"]
+    whole, monai, start = json.loads((tmp_path / "folder.json").read_text())["rows"]
+    assert monai["ours_s"] > 0 and (monai["ratio"] is None) == (importlib.util.find_spec("monai") is None)
     assert "4 volumes" in whole["row"] and whole["ours_s"] > 0 and whole["ours_peak_gb"] > 0.1
     assert start["theirs_s"] > 0 and start["ratio"] == pytest.approx(start["ours_s"] / start["theirs_s"])
 
