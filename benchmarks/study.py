@@ -4,6 +4,8 @@
     python -m benchmarks.study --acdc=PATH --output=runs/study --only=heart/none  the arms whose name begins so
     python -m benchmarks.study --output=runs/study --list                         the arms, and which are done
     python -m benchmarks.study --acdc=PATH --output=runs/study --jobs=12          twelve at a time, for an accelerator
+    python -m benchmarks.study --acdc=PATH --output=runs/study --record=benchmarks/study.json
+                                             adds the figures to this file, and skips the arms that it holds already
 
 An arm that is done is skipped, and one that was stopped is resumed. The tables go to OUTPUT/tables.md and the curve to
 OUTPUT/patients.svg. docs/STUDY.md reads them.
@@ -60,7 +62,9 @@ VARIANTS = {
     "without_DCM": ("--config.dataset.leave_out=('DCM',)",),
 }
 PROTOCOLS = {"patient": (), "paper": ("--config.protocol=paper",)}
-GROWN, TRAIN = "validation+gallery=gallery64", "validation+gallery=train"  # names of second evaluations
+GROWN, TRAIN = "validation+gallery=gallery64-*", "validation+gallery=train"  # second evaluations, as glob patterns
+KINDS = ("real", "random", "blank", "permuted", "oracle")
+Figures = dict[str, Any]  # of an arm, see `figures`
 WRITING = threading.Lock()
 PATIENTS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
@@ -153,20 +157,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="run the arms whose name begins so")
     parser.add_argument("--list", action="store_true", help="name the arms and run none")
     parser.add_argument("--jobs", type=int, default=1, help="arms that run at a time (default: 1)")
+    parser.add_argument("--record", help="file of figures: its arms are not run again, and new ones are added")
     options = parser.parse_args(arguments)
-    output = pathlib.Path(options.output)
+    output, record = pathlib.Path(options.output), pathlib.Path(options.record) if options.record else None
+    recorded = read_record(record)
     chosen = [arm for arm in arms() if arm.name.startswith(options.only)]
+    done = {arm: complete(output, arm) or arm.name in recorded for arm in chosen}
     if options.list:
-        print("\n".join(f"{'done' if complete(output, arm) else '    '}  {arm.name}" for arm in chosen))
+        print("\n".join(f"{'done' if done[arm] else '    '}  {arm.name}" for arm in chosen))
         return 0
-    if not options.acdc:
-        parser.error("--acdc is needed to run arms")
-    waiting = [arm for arm in chosen if not complete(output, arm)]
+    waiting = [arm for arm in chosen if not done[arm]]
     if waiting:
+        if not options.acdc:
+            parser.error("--acdc is needed to run arms")
         build(output, options.acdc)
+    output.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        failed = [name for name in pool.map(functools.partial(run, output, acdc=options.acdc), waiting) if name]
-    write(output)
+        job = functools.partial(run, output, acdc=options.acdc, record=record)
+        failed = [name for name in pool.map(job, waiting) if name]
+    write(output, record)
     if failed:
         print("these arms failed; their log.txt says why: " + ", ".join(failed), file=sys.stderr)
     return bool(failed)
@@ -178,7 +187,7 @@ def build(output: pathlib.Path, acdc: str) -> None:
     subprocess.run([sys.executable, "run.py", "build", "acdc", *folders], cwd=ROOT, check=True)
 
 
-def run(output: pathlib.Path, arm: Arm, acdc: str) -> str:
+def run(output: pathlib.Path, arm: Arm, acdc: str, record: pathlib.Path | None = None) -> str:
     """Trains and evaluates one arm; what it says goes to its log.txt. Returns its name if it failed, else ''."""
     folder = output / arm.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +201,7 @@ def run(output: pathlib.Path, arm: Arm, acdc: str) -> str:
             works = _run_py(log, "evaluate", workdir, other_guides(output, arm, acdc))
     if works:
         with WRITING:
-            write(output)
+            write(output, record)
     return "" if works else arm.name
 
 
@@ -228,49 +237,104 @@ def complete(output: pathlib.Path, arm: Arm) -> bool:
 
 
 def result(output: pathlib.Path, arm: Arm, evaluation: str = "validation") -> dict[str, Any] | None:
-    """The summary of an arm that is done; None if there is none of that evaluation."""
-    file = output / arm.name / "evaluation" / evaluation / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """The summary of an arm that is done; None if there is none of that evaluation (a glob pattern)."""
+    found = sorted((output / arm.name / "evaluation").glob(f"{evaluation}/summary.json"))
+    return json.loads(found[0].read_text(encoding="utf-8")) if found else None
 
 
-def write(output: pathlib.Path) -> None:
-    """Writes the tables and the curve of what is done."""
-    done = [(arm, summary) for arm in arms() if (summary := result(output, arm))]
-    lines = [
-        "| arm | seeds | Dice of each | mean | nearest guide's mask | mix of the guides |",
-        "|---|---|---|---|---|---|",
-    ]
-    key = lambda pair: pair[0].kind  # noqa: E731
-    for kind, group in itertools.groupby(sorted(done, key=lambda pair: pair[0].name), key):
-        own = list(group)
-        dice = [summary["mean"]["dice"] for _, summary in own]
-        cells = [kind, ", ".join(str(a.seed) for a, _ in own)]
-        cells += [", ".join(f"{x:.4f}" for x in dice), f"**{np.mean(dice):.4f}**"]
-        for measure in ("retrieval_dice_1", "retrieval_dice_k"):
-            found = [s["retrieval"][measure] for _, s in own if s["retrieval"]]
-            cells.append(f"{np.mean(found):.3f}" if found else "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| arm | real | random | blank | permuted | oracle | verdict |", "|---|---|---|---|---|---|---|"]
-    for arm, summary in done:
-        if certificate := summary.get("retrieval_certificate"):
-            figures = [f"{certificate[kind]:.4f}" for kind in ("real", "random", "blank", "permuted", "oracle")]
-            lines.append(f"| {arm.name} | {' | '.join(figures)} | {certificate['verdict']} |")
-    lines += ["", "| arm | its own gallery | 64 patients' gallery | blank guides |", "|---|---|---|---|"]
-    for arm, summary in done:
-        if grown := result(output, arm, GROWN):
-            figures = (summary["mean"]["dice"], grown["mean"]["dice"], grown["retrieval_certificate"]["blank"])
-            lines.append(f"| {arm.name} | {' | '.join(f'{x:.4f}' for x in figures)} |")
-    lines += ["", "| whole slices | 2-D Dice with background | guided by training slices alone |", "|---|---|---|"]
-    for arm, summary in done:
-        if arm.frame == "whole" and arm.patients == max(PATIENTS):
-            honest = result(output, arm, TRAIN)
-            found = [s["paper_2d"]["dice_2d_background"] if s else None for s in (summary, honest)]
-            lines.append(f"| {arm.name} | {' | '.join('-' if x is None else f'{x:.4f}' for x in found)} |")
+def figures(output: pathlib.Path, arm: Arm) -> Figures | None:
+    """What the study keeps of an arm: 'own' of its evaluation, 'second' of the other one; None until it is complete.
+
+    Each has dice, dice_2d (with background), retrieval and certificate, the last two as in summary.json.
+    """
+    if not complete(output, arm):
+        return None
+    kept: Figures = {}
+    for key, evaluation in (("own", "validation"), ("second", arm.second)):
+        summary = result(output, arm, evaluation) if evaluation else None
+        if summary:
+            kept[key] = {
+                "dice": summary["mean"]["dice"],
+                "dice_2d": summary["paper_2d"]["dice_2d_background"],
+                "retrieval": summary["retrieval"],
+                "certificate": summary.get("retrieval_certificate", {}),
+            }
+    return kept
+
+
+def read_record(record: pathlib.Path | None) -> dict[str, Figures]:
+    """Figures by the names of arms; none if there is no such file yet."""
+    return json.loads(record.read_text(encoding="utf-8")) if record and record.is_file() else {}
+
+
+def write(output: pathlib.Path, record: pathlib.Path | None = None) -> None:
+    """Writes the tables and the curve of what is done here and of what is on record, and adds the former to the latter.
+
+    An arm that is both is shown as it was done here.
+    """
+    here = {arm.name: found for arm in arms() if (found := figures(output, arm))}
+    known = read_record(record) | here
+    if record:
+        record.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    done = [(arm, known[arm.name]) for arm in arms() if arm.name in known]
+    lines = [*_arms_table(done), "", *_certificates_table(done), "", *_second_tables(done)]
     (output / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(done, output / "patients.svg")
 
 
-def plot(done: Sequence[tuple[Arm, dict[str, Any]]], file: pathlib.Path) -> None:
+def _by_kind(done: Sequence[tuple[Arm, Figures]]) -> Iterator[tuple[str, list[tuple[Arm, Figures]]]]:
+    """Arms that differ in the seed alone, together."""
+    ordered = sorted(done, key=lambda pair: pair[0].name)
+    for kind, group in itertools.groupby(ordered, lambda pair: pair[0].kind):
+        yield kind, list(group)
+
+
+def _arms_table(done: Sequence[tuple[Arm, Figures]]) -> Iterator[str]:
+    yield "| arm | seeds | Dice of each | mean | nearest guide's mask | mix of the guides |"
+    yield "|---|---|---|---|---|---|"
+    for kind, group in _by_kind(done):
+        dice = [found["own"]["dice"] for _, found in group]
+        cells = [kind, ", ".join(str(a.seed) for a, _ in group)]
+        cells += [", ".join(f"{x:.4f}" for x in dice), f"**{np.mean(dice):.4f}**"]
+        for measure in ("retrieval_dice_1", "retrieval_dice_k"):
+            masks = [f["own"]["retrieval"][measure] for _, f in group if measure in f["own"]["retrieval"]]
+            cells.append(f"{np.mean(masks):.3f}" if masks else "-")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _certificates_table(done: Sequence[tuple[Arm, Figures]]) -> Iterator[str]:
+    """One row an arm with guides, and one for the means of those of several seeds."""
+    yield f"| arm | {' | '.join(KINDS)} | real - blank | real - random | verdict |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for kind, group in _by_kind(done):
+        own = [(arm.name, found["own"]["certificate"]) for arm, found in group if found["own"]["certificate"]]
+        if len(own) > 1:
+            means = {name: float(np.mean([certificate[name] for _, certificate in own])) for name in KINDS}
+            own.append((f"**{kind}, mean**", means | {"verdict": f"{len(own)} seeds"}))
+        for name, certificate in own:
+            cells = [f"{certificate[guides]:.4f}" for guides in KINDS]
+            cells += [f"{certificate['real'] - certificate[other]:+.4f}" for other in ("blank", "random")]
+            yield f"| {' | '.join([name, *cells, certificate['verdict']])} |"
+
+
+def _second_tables(done: Sequence[tuple[Arm, Figures]]) -> Iterator[str]:
+    yield "| arm | its own gallery | 64 patients' gallery | blank guides | random guides |"
+    yield "|---|---|---|---|---|"
+    for arm, found in done:
+        if arm.second == GROWN and "second" in found:
+            grown = found["second"]
+            values = (found["own"]["dice"], grown["dice"], *(grown["certificate"][k] for k in ("blank", "random")))
+            yield f"| {arm.name} | {' | '.join(f'{x:.4f}' for x in values)} |"
+    yield ""
+    yield "| whole slices | 2-D Dice with background | guided by training slices alone |"
+    yield "|---|---|---|"
+    for arm, found in done:
+        if arm.frame == "whole" and arm.patients == max(PATIENTS):
+            pair = [found[key]["dice_2d"] if key in found else None for key in ("own", "second")]
+            yield f"| {arm.name} | {' | '.join('-' if x is None else f'{x:.4f}' for x in pair)} |"
+
+
+def plot(done: Sequence[tuple[Arm, Figures]], file: pathlib.Path) -> None:
     """Dice against labelled patients, a curve an arm, a dot a seed."""
     import matplotlib
 
@@ -279,11 +343,11 @@ def plot(done: Sequence[tuple[Arm, dict[str, Any]]], file: pathlib.Path) -> None
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     curves: dict[str, list[tuple[int, float]]] = {}
-    for arm, summary in done:
+    for arm, found in done:
         if arm.variant or arm.protocol != "patient":
             continue
         label = f"{arm.frame}, {arm.guides} {arm.fusion}".strip()
-        curves.setdefault(label, []).append((arm.patients, summary["mean"]["dice"]))
+        curves.setdefault(label, []).append((arm.patients, found["own"]["dice"]))
     for label, points in curves.items():
         x = sorted({n for n, _ in points})
         (line,) = axes.plot(x, [np.mean([d for n, d in points if n == at]) for at in x], label=label)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from jras_jax import threads
 from jras_jax.evaluation import evaluator
 
 
@@ -46,4 +47,32 @@ def test_a_fault_of_a_score_is_raised_and_no_thread_is_left():
 
     with pytest.raises(ZeroDivisionError, match="of volume 2"):
         list(evaluator.beside(((n, n) for n in range(9)), score))
-    assert not [t for t in threading.enumerate() if t.name.startswith("scorer")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("in_order")]
+
+
+def test_items_are_worked_ahead_in_their_order_and_only_a_few():
+    begun = []
+
+    def slow_first(number):
+        begun.append(number)
+        time.sleep(0.2 if number == 0 else 0)
+        return 10 * number
+
+    found = threads.in_order(slow_first, range(200), threads=2, ahead=4)
+    assert next(found) == 0 and len(begun) <= 5
+    assert list(found) == [10 * number for number in range(1, 200)]
+
+
+def test_of_several_faults_the_first_is_raised_and_little_more_is_begun():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.01)
+        if number >= 3:
+            raise ValueError(str(number))
+        return number
+
+    with pytest.raises(ValueError, match=r"^3$"):
+        list(threads.in_order(work, range(200), threads=2, ahead=4))
+    assert len(begun) < 10

@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +16,6 @@ from jras_jax.commands import cli
 from jras_jax.data import nifti, prepared
 from jras_jax.errors import UserError
 from tests.official_folders import AFFINE, change, edit_info, frame_of, left_in, mask_of
-from tfds_builders import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -143,34 +141,6 @@ def test_a_data_set_is_reused_only_for_the_same_scans(scans, tmp_path, what):
         np.testing.assert_array_equal(volume.image, nifti.read_scan(moved / volume.source).array)
     assert (volume.group, volume.patient) == ("NOR" if what == "voxels" else "DCM", volume.patient)
     assert (volume.patient == "patient002") == (what == "patients")
-
-
-def test_cases_are_read_ahead_in_their_order_and_only_a_few():
-    begun = []
-
-    def slow_first(number):
-        begun.append(number)
-        time.sleep(0.2 if number == 0 else 0)
-        return 10 * number
-
-    found = common._ahead(slow_first, range(200))
-    assert next(found) == 0 and len(begun) <= 2 * min(os.cpu_count(), 8) + 1
-    assert list(found) == [10 * number for number in range(1, 200)]
-
-
-def test_of_several_bad_cases_the_first_is_told_and_no_more_are_begun():
-    begun = []
-
-    def work(number):
-        begun.append(number)
-        time.sleep(0.01)
-        if number >= 3:
-            raise ValueError(str(number))
-        return number
-
-    with pytest.raises(ValueError, match=r"^3$"):
-        list(common._ahead(work, range(200)))
-    assert len(begun) < 50
 
 
 def test_the_command_prepares_what_the_function_does(acdc, dataset, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 from jras_jax.commands import cli
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.errors import UserError
+from jras_jax.evaluation.evaluate import gallery_name
 from jras_jax.inference.trained_run import TrainedRun, open_run
 from jras_jax.retrieval import gallery_files
 from tests.commands import call, predict
@@ -203,7 +205,7 @@ def test_an_evaluation_with_another_gallery_keeps_the_leak_rule_and_its_own_fold
     names = []
     for gallery in (testing, hospital):
         assert call("evaluate", f"--workdir={run}", "--config.eval.split=test", f"--gallery={gallery}") == 0
-        names.append(f"test+gallery={gallery.name}")
+        names.append(f"test+gallery={gallery_name(gallery)}")
     summaries = [json.loads((run / "evaluation" / name / "summary.json").read_text()) for name in names]
     for summary, gallery in zip(summaries, (testing, hospital), strict=True):
         assert summary["gallery"]["patients"] == 3 and str(gallery) in summary["gallery"]["made_of"]
@@ -218,6 +220,13 @@ def test_an_evaluation_with_another_gallery_keeps_the_leak_rule_and_its_own_fold
             guides = [str(name) for name in shown["guide_names"].ravel()]
         assert guides and not any(name.startswith(file.stem.split("_")[0]) for name in guides)
     assert not (run / "evaluation" / "test").exists()
+
+
+def test_galleries_of_one_name_have_evaluations_of_their_own(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    names = [gallery_name(tmp_path / path) for path in ("a/train", "b/train", "link/train", "b/of Ulm/../train")]
+    assert names[0] != names[1] == names[2] == names[3]
+    assert all(re.fullmatch(r"train-[0-9a-f]{8}", name) for name in names)  # `train` alone is of the paper's protocol
 
 
 def test_an_evaluation_with_a_gallery_that_is_none_says_so(run, tmp_path):

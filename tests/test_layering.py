@@ -58,7 +58,7 @@ def test_only_commands_import_the_trainer():
 
 
 def test_builders_know_only_the_scans():
-    allowed = {f"jras_jax.{name}" for name in ("errors", "files", "data", *READING)} | {"jras_jax"}
+    allowed = {f"jras_jax.{name}" for name in ("errors", "files", "threads", "data", *READING)} | {"jras_jax"}
     for path in sorted((ROOT / "tfds_builders").rglob("*.py")):
         for name in imported(path):
             if name.split(".")[0] in ("jras_jax", "tfds_builders"):

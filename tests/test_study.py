@@ -48,15 +48,38 @@ def test_the_tables_hold_what_is_done(tmp_path):
     put(tmp_path, "heart/none/8/seed1", summary(0.9))
     put(tmp_path, "heart/learnt-prior/8/seed0", summary(0.84, **controls))
     grown = summary(0.87, **controls)
-    put(tmp_path, "heart/learnt-prior/8/seed0", grown, "validation+gallery=gallery64")
+    put(tmp_path, "heart/learnt-prior/8/seed0", grown, "validation+gallery=gallery64-0123abcd")
     put(tmp_path, "whole/none/64/seed0", summary(0.79))
     study.write(tmp_path)
     lines = (tmp_path / "tables.md").read_text().splitlines()
     assert "| heart/none/8 | 0, 1 | 0.8000, 0.9000 | **0.8500** | - | - |" in lines
-    assert "| heart/learnt-prior/8/seed0 | 0.8400 | 0.8300 | 0.8200 | 0.8100 | 0.8600 | helps |" in lines
-    assert "| heart/learnt-prior/8/seed0 | 0.8400 | 0.8700 | 0.8200 |" in lines
+    shown = "0.8400 | 0.8300 | 0.8200 | 0.8100 | 0.8600 | +0.0200 | +0.0100"
+    assert f"| heart/learnt-prior/8/seed0 | {shown} | helps |" in lines
+    assert "| heart/learnt-prior/8/seed0 | 0.8400 | 0.8700 | 0.8200 | 0.8300 |" in lines
     assert "| whole/none/64/seed0 | 0.9000 | - |" in lines
     assert (tmp_path / "patients.svg").read_text().startswith("<?xml")
+
+
+def test_a_record_adds_what_was_done_elsewhere_and_keeps_it(tmp_path, capsys):
+    controls = {"real": 0.84, "random": 0.83, "blank": 0.82, "permuted": 0.81, "oracle": 0.86}
+    names = [f"heart/learnt-prior/64/seed{seed}" for seed in range(2)]
+    for machine, name in enumerate(names):
+        put(tmp_path / f"machine{machine}", name, summary(0.84 + machine / 100, **controls))
+        study.write(tmp_path / f"machine{machine}", tmp_path / "study.json")
+    assert set(json.loads((tmp_path / "study.json").read_text())) == set(names)
+    tables = (tmp_path / "machine1" / "tables.md").read_text()
+    assert "| heart/learnt-prior/64 | 0, 1 | 0.8400, 0.8500 | **0.8450** | 0.600 | 0.700 |" in tables
+    assert "**heart/learnt-prior/64, mean** | 0.8400 |" in tables and "| 2 seeds |" in tables
+    record = f"--record={tmp_path / 'study.json'}"
+    assert study.main([f"--output={tmp_path / 'new'}", f"--only={names[0][:-1]}", "--list", record]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"done  {names[0]}", f"done  {names[1]}", f"      {names[0][:-1]}2"]
+
+
+def test_the_projects_own_record_is_of_arms_that_exist(tmp_path):
+    record = study.ROOT / "benchmarks" / "study.json"
+    assert set(study.read_record(record)) <= {arm.name for arm in ARMS}
+    assert study.main([f"--output={tmp_path}", "--only=heart/none/8/seed0", f"--record={record}"]) == 0
+    assert "| heart/none/8 |" in (tmp_path / "tables.md").read_text()
 
 
 def test_what_is_done_is_listed_and_skipped(tmp_path, capsys, monkeypatch):
@@ -65,10 +88,10 @@ def test_what_is_done_is_listed_and_skipped(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[0] == "done  heart/none/8/seed0"
     ran = []
     monkeypatch.setattr(study, "build", lambda output, acdc: None)
-    monkeypatch.setattr(study, "run", lambda output, arm, acdc: ran.append(arm.name) or "")
+    monkeypatch.setattr(study, "run", lambda output, arm, acdc, record: ran.append(arm.name) or "")
     assert study.main([f"--output={tmp_path}", "--only=heart/none/8", "--acdc=x", "--jobs=2"]) == 0
     assert ran == ["heart/none/8/seed1", "heart/none/8/seed2"]
-    monkeypatch.setattr(study, "run", lambda output, arm, acdc: arm.name)
+    monkeypatch.setattr(study, "run", lambda output, arm, acdc, record: arm.name)
     assert study.main([f"--output={tmp_path}", "--only=heart/none/8", "--acdc=x"]) == 1
     assert "heart/none/8/seed1" in capsys.readouterr().err
 
@@ -84,6 +107,6 @@ def test_an_arm_whose_second_evaluation_is_missing_gets_it_and_a_failure_is_told
     gallery = tmp_path / "gallery64"
     assert ran == [("evaluate", f"--workdir={tmp_path / name}", f"--gallery={gallery}")]
     assert sorted(link.name for link in gallery.iterdir()) == ["b", "c", "d"]
-    put(tmp_path, name, summary(0.85), study.GROWN)
+    put(tmp_path, name, summary(0.85), study.GROWN.replace("*", "0123abcd"))
     assert study.main([f"--output={tmp_path}", f"--only={name}", "--list"]) == 0
     assert capsys.readouterr().out.strip() == f"done  {name}"

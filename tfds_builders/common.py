@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -19,6 +17,7 @@ import rich.console
 import rich.progress
 import tensorflow_datasets as tfds
 
+from jras_jax import threads
 from jras_jax.data import DatasetDescription, cavities, finder, geometry, images, remarks
 from jras_jax.data.description import KNOWN
 from jras_jax.data.finder import one_of
@@ -206,7 +205,7 @@ def read_cases(
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
     """Reads the cases of a split, each with its example; afterwards tells what is unusual about the files on stderr.
 
-    Threads read ahead, one a processor and at most 8: most of the time is decompression, which releases Python's lock.
+    Threads read ahead, one a processor and at most 8.
 
     Args:
       cases: of `Inventory`.
@@ -220,38 +219,23 @@ def read_cases(
     """
     notes: list[str] = []
     rims = np.zeros((2, 2))
-    case = None
+    case: Case | None = None
 
-    def together(own: list[Case]) -> list[Any]:
+    def together(own: list[Case]) -> list[tuple[Case, dict[str, Any], list[str], np.ndarray]]:
         """Cases of the same image, which a reader of their own decompresses once."""
-        read = reader(description)
-        return [(case, *read_case(case, description, root=root, read=read)) for case in own]
+        it = reader(description)
+        return [(case, *read_case(case, description, root=root, read=it)) for case in own]
 
     groups = (list(own) for _, own in itertools.groupby(cases, lambda case: case.image))
-    for case, found, remarked, own in itertools.chain.from_iterable(_ahead(together, groups)):
+    workers = min(os.cpu_count() or 1, 8)
+    read = threads.in_order(together, groups, threads=workers, ahead=2 * workers)
+    for case, found, remarked, own in itertools.chain.from_iterable(read):
         rims += own
         notes += remarked
         yield case, found
     if case is not None and description.enclosure is not None:
         _check_cavities(case, description, cavities.exchanged(rims), certain=False)
     remarks.tell(notes)
-
-
-def _ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """The results of `work` in the order of the items, by threads that are at most two items each ahead."""
-    threads = min(os.cpu_count() or 1, 8)
-    with concurrent.futures.ThreadPoolExecutor(threads, "reader") as pool:
-        waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # after an error, or where the caller stops
-            for future in waiting:
-                future.cancel()
 
 
 def read_case(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import pathlib
@@ -123,7 +124,7 @@ def name_of(run: TrainedRun, other: str | None = None) -> str:
     """The name of a run's evaluation with the options it is opened with, and with the gallery `other`, if any.
 
     The split alone, such as 'test'; with post-processing, test-time augmentation or another way to retrieve than the
-    run was trained with, these too, such as 'test+tta=True+strategy=random'.
+    run was trained with, these too, such as 'test+tta=True+strategy=random' or 'test+gallery=clinic-1f0c2d3e'.
     """
     used = {"postprocess": run.config.eval.postprocess, "tta": run.config.eval.tta}
     options: dict[str, Any] = {key: value for key, value in used.items() if value != choose.PLAIN[key]}
@@ -136,8 +137,15 @@ def name_of(run: TrainedRun, other: str | None = None) -> str:
         if run.config.protocol == "paper" and run.config.eval.gallery == "train":
             options["gallery"] = "train"
         if other:
-            options["gallery"] = re.sub(r"[^\w.-]+", "_", pathlib.Path(other).absolute().name)
+            options["gallery"] = gallery_name(other)
     return evaluation_name(run.config.eval.split, options)
+
+
+def gallery_name(folder: str | os.PathLike[str]) -> str:
+    """What an evaluation calls another gallery: its folder's name and eight digits that tell namesakes apart."""
+    path = pathlib.Path(folder).resolve()
+    plain = re.sub(r"[^\w.-]+", "_", path.name)
+    return f"{plain}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _write(run: TrainedRun, scores: _Scores, evidence: EvidenceWriter, summary: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jras_jax import threads
 from jras_jax.data import Volume
 from jras_jax.data.dice import structure_counts
 from jras_jax.data.load import RunData
@@ -75,16 +74,7 @@ def beside(
       Each volume, its prediction and its score, in the order of `predicted`. At most `WAITING` predictions are held
       beside the one that is yielded.
     """
-    with concurrent.futures.ThreadPoolExecutor(SCORERS, "scorer") as pool:
-        waiting = collections.deque[tuple[Volume, VolumePrediction, concurrent.futures.Future[Score]]]()
-        for volume, prediction in predicted:
-            waiting.append((volume, prediction, pool.submit(score, volume, prediction)))
-            if len(waiting) > WAITING:
-                first, its, scored = waiting.popleft()
-                yield first, its, scored.result()
-        while waiting:
-            first, its, scored = waiting.popleft()
-            yield first, its, scored.result()
+    yield from threads.in_order(lambda pair: (*pair, score(*pair)), predicted, threads=SCORERS, ahead=WAITING)
 
 
 def case_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str, Any]]:
