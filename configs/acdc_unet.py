@@ -1,10 +1,10 @@
-"""U-Net with prototype guides on ACDC (Bernard et al., IEEE TMI 2018).
+"""U-Net with guides as a prior on ACDC (Bernard et al., IEEE TMI 2018).
 
     python run.py --config=configs/acdc_unet.py --workdir=runs/acdc_unet --config.dataset.manual_dir=PATH_TO_ACDC
 
 At full size it needs a GPU and has not been measured yet. On 2 CPU cores, at 128 pixels and 16 base channels, 1,500
-steps of batch 12 took 32 minutes and gave a mean 3-D Dice of 0.869 on fold 0's 16 patients (80 patients in all; the
-command is in benchmarks/RESULTS.md).
+steps of batch 12 with prototype fusion on whole slices took 32 minutes and gave a mean 3-D Dice of 0.869 on fold 0's 16
+patients (80 patients in all; the command is in benchmarks/RESULTS.md).
 """
 
 from jras_jax import config

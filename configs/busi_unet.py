@@ -1,4 +1,4 @@
-"""U-Net with prototype guides on BUSI, breast ultrasound (Al-Dhabyani et al., Data in Brief 2020).
+"""U-Net with guides as a prior on BUSI, breast ultrasound (Al-Dhabyani et al., Data in Brief 2020).
 
     python run.py --config=configs/busi_unet.py --workdir=runs/busi --config.dataset.manual_dir=PATH_TO_BUSI
 

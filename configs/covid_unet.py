@@ -1,4 +1,4 @@
-"""U-Net with prototype guides on COVID-19-CT-Seg, chest CT with lungs and infection (Ma et al., Medical Physics 2021).
+"""U-Net with guides as a prior on COVID-19-CT-Seg, chest CT with lungs and infection (Ma et al., Medical Physics 2021).
 
     python run.py --config=configs/covid_unet.py --workdir=runs/covid --config.dataset.manual_dir=PATH_TO_COVID
 

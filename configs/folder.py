@@ -1,4 +1,4 @@
-"""U-Net with prototype guides on a folder of your own data.
+"""U-Net with guides as a prior on a folder of your own data.
 
     jras check PATH
     python run.py --config=configs/folder.py --workdir=runs/own --config.dataset.manual_dir=PATH

@@ -1,4 +1,4 @@
-"""U-Net with prototype guides on the short axes of M&Ms-2 (Martín-Isla et al., IEEE JBHI 2023).
+"""U-Net with guides as a prior on the short axes of M&Ms-2 (Martín-Isla et al., IEEE JBHI 2023).
 
     python run.py --config=configs/mnms2_unet.py --workdir=runs/mnms2 --config.dataset.manual_dir=PATH_TO_MNMS2
 

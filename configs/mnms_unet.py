@@ -1,4 +1,4 @@
-"""U-Net with prototype guides on M&Ms (Campello et al., IEEE TMI 2021).
+"""U-Net with guides as a prior on M&Ms (Campello et al., IEEE TMI 2021).
 
 python run.py --config=configs/mnms_unet.py --workdir=runs/mnms_unet --config.dataset.manual_dir=PATH_TO_MNMS
 """

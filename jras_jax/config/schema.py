@@ -21,7 +21,7 @@ WITH_BATCH_NORM = ("segformer", "transunet")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run: U-Net with prototype fusion on ACDC, a small retriever, sizes for one GPU, unless changed."""
+    """A whole run: U-Net with guides as a prior on ACDC, a small retriever, sizes for one GPU, unless changed."""
 
     name: str = setting("run", "name of the run; its folder is runs/NAME unless --workdir is given")
     seed: int = setting(

@@ -175,7 +175,9 @@ class Fusion:
     """How guides enter the backbone."""
 
     name: Literal["prototype", "concat", "adapter", "cross_attention", "prior"] = setting(
-        "prototype", "kind of fusion; the paper's is 'concat' (METHOD)"
+        "prior",
+        "kind of fusion; the paper's is 'concat' (METHOD). Measured on ACDC: retrieved guides beat blank ones by 0.001 to "
+        "0.003 Dice with 'prior' in each of four runs, and lost by 0.001 to 0.004 with 'prototype' in both (docs/STUDY.md)",
     )
     blank_share: float = setting(
         -1.0,
