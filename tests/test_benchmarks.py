@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import folder, gpu, memory, ours, retrieval, scaling, table
+from benchmarks import evaluation, folder, gpu, memory, ours, retrieval, scaling, table
 from benchmarks.sizes import FULL, GPU_QUICK, QUICK, TARGETS, parts, target
 from jras_jax import kernels
 from jras_jax.errors import UserError
@@ -197,6 +198,18 @@ def test_a_ratio_is_the_median_over_pairs():
     ]
     assert (row := folder._row("x", 3.0, pairs, inverse=False))["ratio"] == 4.0 and row["met"]
     assert (row := folder._row("x", 0.1, pairs, inverse=True))["ratio"] == 0.25 and not row["met"]
+
+
+def test_an_evaluation_beside_its_network_passes(run, capsys):
+    """The passes are those of the evaluation, locator included; the run's own folder stays as it was."""
+    before = sorted(run.rglob("*"))
+    assert evaluation.main([f"--workdir={run}", "--pairs=1"]) == 0
+    found = re.search(
+        r"of (\d+) volumes: ([\d.]+) s; its (\d+) network passes alone: ([\d.]+) s", capsys.readouterr().out
+    )
+    volumes, whole, passes, network = (float(x) for x in found.groups())
+    assert passes >= volumes > 0 and whole > 0 and network > 0
+    assert sorted(run.rglob("*")) == before
 
 
 PARTS_OF_THE_GPU = ("card", "joint:unet+tiny", "retriever", "train", "pipeline", "folder")

@@ -1,0 +1,102 @@
+"""What an evaluation costs beyond its network passes.
+
+    python -m benchmarks.evaluation --workdir=RUN [--pairs=3]    any trained run; its own data and split
+
+Both sides run in one process, compiled and with everything read: the evaluation (placing on the grid, locator, network,
+masks back on the scan's grid, distances, files), without the certificate; and its network passes alone, as many calls
+of the same programs on the same number of slices, one after another. A ratio is the median over the pairs. Writes
+nothing into the run: it works on a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jras_jax import hosts
+from jras_jax.commands.evaluate import data_of
+from jras_jax.evaluation.evaluate import evaluate
+from jras_jax.inference.trained_run import TrainedRun, open_run
+
+TARGET = 1.1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures and prints; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m benchmarks.evaluation", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, help="folder of a trained run")
+    parser.add_argument("--pairs", type=int, default=3, help="how often each side runs")
+    options = parser.parse_args(arguments)
+    hosts.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / "run"
+        shutil.copytree(options.workdir, copy, ignore=shutil.ignore_patterns("evaluation"))
+        row = measured(open_run(copy, ["--config.eval.certificate=False", "--config.mesh.data=1"]), options.pairs)
+    print(
+        f"evaluation of {row['volumes']} volumes: {row['evaluation_s']:.2f} s; its {row['passes']} network passes "
+        f"alone: {row['network_s']:.2f} s; ratio {row['ratio']:.2f} (target at most {TARGET})"
+    )
+    return 0
+
+
+def measured(run: TrainedRun, pairs: int) -> dict[str, Any]:
+    """Both sides in turns, after one evaluation that is not timed, whose passes are those repeated alone."""
+    data = data_of(run)
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+    with _recorded(calls):
+        evaluate(run, data)
+    once = []
+    for _ in range(pairs):
+        start = time.perf_counter()
+        evaluate(run, data)
+        middle = time.perf_counter()
+        for program, own in calls:
+            jax.block_until_ready(program(*own))
+        once.append((middle - start, time.perf_counter() - middle))
+    return {
+        "volumes": len(data.part(run.config.eval.split)),
+        "passes": len(calls),
+        "evaluation_s": statistics.median(e for e, _ in once),
+        "network_s": statistics.median(n for _, n in once),
+        "ratio": statistics.median(e / n for e, n in once),
+    }
+
+
+class _recorded:
+    """Notes the programs that segmenters call, and with what."""
+
+    def __init__(self, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]):
+        self.calls = calls
+
+    def __enter__(self) -> None:
+        self._own = TrainedRun.segmenter
+
+        def noted(run: TrainedRun, *arguments: Any, **options: Any) -> Any:
+            segmenter = self._own(run, *arguments, **options)
+            segmenter.program, segmenter.locate = self._noting(segmenter.program), self._noting(segmenter.locate)
+            return segmenter
+
+        TrainedRun.segmenter = noted  # type: ignore[method-assign]
+
+    def __exit__(self, *_: Any) -> None:
+        TrainedRun.segmenter = self._own  # type: ignore[method-assign]
+
+    def _noting(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self.calls.append((program, arguments))
+            return program(*arguments)
+
+        return call
+
+
+if __name__ == "__main__":
+    sys.exit(main())
