@@ -17,7 +17,7 @@ from jras_jax import joint, mesh
 from jras_jax.inference.segmenter import Segmenter, averaged, filled
 from jras_jax.joint import controls
 from jras_jax.retrieval.gallery import Gallery, QueryKeys
-from jras_jax.retrieval.search import fetch, mix, search
+from jras_jax.retrieval.search import fetch, mix, search, similarities
 
 
 class Given(NamedTuple):
@@ -88,13 +88,18 @@ def _forward(
     mesh: Mesh,
     angles: tuple[float, ...],
 ) -> jax.Array:
-    unknown = jnp.zeros_like(weights)  # similarities, which no model reads
+    plain = images.astype(jnp.float32) / 255.0
+    similarity = jnp.zeros_like(weights)
+    if model.fusion is not None and model.fusion.reads_similarity:
+        apply: Any = model.apply
+        embeddings = apply(variables, plain, method="embed_images")
+        similarity = similarities(gallery, embeddings, rows if rows.shape[1] else None, mesh=mesh)
     if rows.shape[1]:
-        guides = fetch(gallery, rows, weights=weights, similarity=unknown, num_classes=model.num_classes, mesh=mesh)
+        guides = fetch(gallery, rows, weights=weights, similarity=similarity, num_classes=model.num_classes, mesh=mesh)
     else:
-        guides = mix(gallery, weights=weights, similarity=unknown, num_classes=model.num_classes)
+        guides = mix(gallery, weights=weights, similarity=similarity, num_classes=model.num_classes)
     guides = controls.permuted(controls.blanked(guides, blank), permuted)
-    return averaged(model, variables, images=images.astype(jnp.float32) / 255.0, guides=guides, angles=angles)
+    return averaged(model, variables, images=plain, guides=guides, angles=angles)
 
 
 def _shares(

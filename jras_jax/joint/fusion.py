@@ -35,6 +35,9 @@ class Fusion(nn.Module):
     num_classes: int = 4
 
     needs_guide_features = False
+    reads_similarity = (
+        False  # whether `Guides.similarity` matters, which guides that were not searched for must then have
+    )
 
     def fuse_input(self, query: jax.Array, guides: Guides) -> jax.Array:
         """The query (B, S, S, Cq), already standardised, and guides -> the backbone's input (B, S, S, Cin)."""
@@ -187,6 +190,8 @@ class Prior(Fusion):
 
     floor: float = 0.05
     width: int = 16
+
+    reads_similarity = True
 
     @nn.compact
     def fuse_logits(self, logits: jax.Array, guides: Guides) -> jax.Array:

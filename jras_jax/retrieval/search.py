@@ -63,7 +63,7 @@ def search(
     selection.check(strategy, k, gallery.rows)
     allowed = allowed_rows(gallery, queries, exclude)
     if strategy == "softmax":
-        similarity = embeddings @ as_float(gallery.embeddings).T
+        similarity = similarities(gallery, embeddings)
         indices, weights = selection.select(similarity, allowed, strategy=strategy, k=k, temperature=temperature)
         return indices, weights, similarity
     noise = selection.ranking_noise(
@@ -77,12 +77,21 @@ def search(
         merge = _over_devices(find, k=k, scored=scores is not None, mesh=mesh)
         indices = merge(fixed, gallery.embeddings, allowed, noise, scores)
     indices, present = selection.settle(indices, allowed)
-    chosen = gather_embeddings(gallery, indices, mesh=mesh)
-    similarity = jnp.einsum("bd,bkd->bk", embeddings, chosen, precision=jax.lax.Precision.HIGHEST)
+    similarity = similarities(gallery, embeddings, indices, mesh=mesh)
     noise = jnp.take_along_axis(noise, indices, 1)
     relevance = similarity if scores is None else jnp.take_along_axis(scores, indices, 1)
     weights = selection.weigh(relevance, noise, present, strategy=strategy, temperature=temperature)
     return indices, weights, similarity
+
+
+def similarities(
+    gallery: Gallery, embeddings: jax.Array, indices: jax.Array | None = None, *, mesh: Mesh | None = None
+) -> jax.Array:
+    """Cosine similarity of queries (B, D) with rows (B, K) of the gallery, or with all (B, N)."""
+    if indices is None:
+        return embeddings @ as_float(gallery.embeddings).T
+    chosen = gather_embeddings(gallery, indices, mesh=mesh)
+    return jnp.einsum("bd,bkd->bk", embeddings, chosen, precision=jax.lax.Precision.HIGHEST)
 
 
 def _over_devices(find: Any, *, k: int, scored: bool, mesh: Mesh | None) -> Any:
