@@ -359,7 +359,8 @@ def plot(done: Sequence[tuple[Arm, Figures]], file: pathlib.Path) -> None:
     axes.set_xticks(PATIENTS, [str(n) for n in PATIENTS])
     axes.set_xlabel("labelled patients")
     axes.set_ylabel("3-D Dice, mean of RV, MYO and LV")
-    axes.legend(fontsize=7)
+    if curves:
+        axes.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file)
     pyplot.close(figure)

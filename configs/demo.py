@@ -2,7 +2,7 @@
 
     python run.py --config=configs/demo.py
 
-Trains both, evaluates on the phantom's test patients, writes runs/demo/report.html; under 4 minutes on 2 CPU cores.
+Trains both, evaluates on the phantom's test patients, writes runs/demo/report.html; 3 to 5 minutes on 2 CPU cores.
 Expect a mean foreground Dice of 0.80 or more (measured: benchmarks/RESULTS.md).
 """
 
