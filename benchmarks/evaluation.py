@@ -11,14 +11,16 @@ nothing into the run: it works on a copy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 
@@ -71,31 +73,25 @@ def measured(run: TrainedRun, pairs: int) -> dict[str, Any]:
     }
 
 
-class _recorded:
+@contextlib.contextmanager
+def _recorded(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[None]:
     """Notes the programs that segmenters call, and with what."""
+    plain = TrainedRun.segmenter
 
-    def __init__(self, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]):
-        self.calls = calls
-
-    def __enter__(self) -> None:
-        self._own = TrainedRun.segmenter
-
-        def noted(run: TrainedRun, *arguments: Any, **options: Any) -> Any:
-            segmenter = self._own(run, *arguments, **options)
-            segmenter.program, segmenter.locate = self._noting(segmenter.program), self._noting(segmenter.locate)
-            return segmenter
-
-        TrainedRun.segmenter = noted  # type: ignore[method-assign]
-
-    def __exit__(self, *_: Any) -> None:
-        TrainedRun.segmenter = self._own  # type: ignore[method-assign]
-
-    def _noting(self, program: Callable[..., Any]) -> Callable[..., Any]:
+    def noting(program: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            self.calls.append((program, arguments))
+            calls.append((program, arguments))
             return program(*arguments)
 
         return call
+
+    def noted(run: TrainedRun, *arguments: Any, **options: Any) -> Any:
+        segmenter = plain(run, *arguments, **options)
+        segmenter.program, segmenter.locate = noting(segmenter.program), noting(segmenter.locate)
+        return segmenter
+
+    with mock.patch.object(TrainedRun, "segmenter", noted):
+        yield
 
 
 if __name__ == "__main__":

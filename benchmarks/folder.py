@@ -55,32 +55,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(work: pathlib.Path, sizes: Sizes, acdc: str | None, pairs: int) -> list[dict[str, Any]]:
-    """The three rows; everything that they need is made in `work`, and not timed."""
+def measured(
+    work: pathlib.Path, sizes: Sizes, acdc: str | None, pairs: int, *, with_monai: bool = True
+) -> list[dict[str, Any]]:
+    """The three rows, or two without MONAI's; everything that they need is made in `work`, and not timed."""
     scans, labelled = _split(work, sizes, acdc)
     done = subprocess.run([sys.executable, "-m", "benchmarks.folder_run", sizes.name, work, labelled], cwd=ROOT)
     done.check_returncode()
     ours = [sys.executable, "run.py", "predict", f"--workdir={work / 'run'}", "--config.mesh.data=1"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(work / "cache")}
     folder = [*ours, f"--input={scans}", f"--output={work / 'ours'}"]
-    monai, plain = (
-        [sys.executable, "-m", f"benchmarks.folder_{name}", sizes.name, work, scans, work / name]
-        if all(importlib.util.find_spec(module) for module in needed)
-        else []
-        for name, needed in (("monai", ("torch", "transformers", "monai")), ("torch", ("torch", "transformers")))
-    )
+
+    def other(name: str, *needed: str) -> list[Any]:
+        """The command of another side; [] where a module that it needs is not installed."""
+        there = all(importlib.util.find_spec(module) for module in needed)
+        return (
+            [sys.executable, "-m", f"benchmarks.folder_{name}", sizes.name, work, scans, work / name] if there else []
+        )
+
+    plain, monai = other("torch", "torch", "transformers"), other("monai", "torch", "transformers", "monai")
     first = next(path for path in sorted(scans.rglob("*.nii.gz")))
     one = [*ours, f"--input={first}", f"--output={work / 'one'}"]
     for command in (folder, one):  # fills the caches of programs
         _process(command, **cache)
     count = sum(1 for _ in scans.rglob("*.nii.gz"))
     title = f"predict a folder of {count} volumes, SegFormer-B0, small retriever"
-    return [
-        _row(title, TARGET, [_pair(folder, plain, cache) for _ in range(pairs)], inverse=False),
-        _row(f"{title}, beside MONAI", None, [_pair(folder, monai, cache) for _ in range(pairs)], inverse=False),
-        _row("start-up: predict one scan, warm, against JAX's bare start", STARTUP_TARGET,
-             [_pair(one, [sys.executable, "-c", BARE], cache) for _ in range(pairs)], inverse=True),
-    ]  # fmt: skip
+    rows = [_row(title, TARGET, [_pair(folder, plain, cache) for _ in range(pairs)], inverse=False)]
+    if with_monai:
+        beside = [_pair(folder, monai, cache) for _ in range(pairs)]
+        rows.append(_row(f"{title}, beside MONAI", None, beside, inverse=False))
+    starts = [_pair(one, [sys.executable, "-c", BARE], cache) for _ in range(pairs)]
+    title = "start-up: predict one scan, warm, against JAX's bare start"
+    return [*rows, _row(title, STARTUP_TARGET, starts, inverse=True)]
 
 
 def _split(work: pathlib.Path, sizes: Sizes, acdc: str | None) -> tuple[pathlib.Path, pathlib.Path]:

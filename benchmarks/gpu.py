@@ -293,13 +293,13 @@ class Training:
 
 
 def folder_rows(board: Board, acdc: str | None) -> list[Row]:
-    """`benchmarks.folder`'s job on the card: whole processes, one pair."""
+    """`benchmarks.folder`'s job on the card, beside PyTorch: whole processes, one pair."""
     from benchmarks import folder
 
     work = board.folder / "folder"
     work.mkdir(exist_ok=True)
     rows = []
-    for found in folder.measured(work, board.sizes, acdc=acdc, pairs=1):
+    for found in folder.measured(work, board.sizes, acdc=acdc, pairs=1, with_monai=False):
         row = {"what": found["row"], "ours": f"{found['ours_s']:.2f} s", "row": found}
         if found["theirs_s"] is not None:
             row |= {"PyTorch": f"{found['theirs_s']:.2f} s", "ratio": f"{found['ratio']:.2f}"}

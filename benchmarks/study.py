@@ -309,13 +309,11 @@ def _certificates_table(done: Sequence[tuple[Arm, Figures]]) -> Iterator[str]:
     for kind, group in _by_kind(done):
         own = [(arm.name, found["own"]["certificate"]) for arm, found in group if found["own"]["certificate"]]
         if len(own) > 1:
-            means = {name: float(np.mean([c.get(name, np.nan) for _, c in own])) for name in KINDS}
+            means = {name: float(np.mean([certificate[name] for _, certificate in own])) for name in KINDS}
             own.append((f"**{kind}, mean**", means | {"verdict": f"{len(own)} seeds"}))
         for name, certificate in own:
-            scores = {guides: certificate.get(guides, np.nan) for guides in KINDS}  # some on record are withdrawn
-            cells = [f"{score:.4f}" for score in scores.values()]
-            cells += [f"{scores['real'] - scores[other]:+.4f}" for other in ("blank", "random")]
-            cells = ["-" if "nan" in cell else cell for cell in cells]
+            cells = [f"{certificate[guides]:.4f}" for guides in KINDS]
+            cells += [f"{certificate['real'] - certificate[other]:+.4f}" for other in ("blank", "random")]
             yield f"| {' | '.join([name, *cells, certificate['verdict']])} |"
 
 
@@ -325,9 +323,8 @@ def _second_tables(done: Sequence[tuple[Arm, Figures]]) -> Iterator[str]:
     for arm, found in done:
         if arm.second == GROWN and "second" in found:
             grown = found["second"]
-            controls = (grown["certificate"].get(guides, np.nan) for guides in ("blank", "random"))
-            cells = [f"{x:.4f}" for x in (found["own"]["dice"], grown["dice"], *controls)]
-            yield f"| {arm.name} | {' | '.join(cells).replace('nan', '-')} |"
+            values = (found["own"]["dice"], grown["dice"], *(grown["certificate"][k] for k in ("blank", "random")))
+            yield f"| {arm.name} | {' | '.join(f'{x:.4f}' for x in values)} |"
     yield ""
     yield "| whole slices | 2-D Dice with background | guided by training slices alone |"
     yield "|---|---|---|"

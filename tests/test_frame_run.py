@@ -154,7 +154,7 @@ def test_a_run_of_an_earlier_version_saw_whole_slices(trained_run, tmp_path):
 
 
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tiny, tmp_path):
-    short = FRAMED | {"train__num_steps": 120, "train__eval_every": 120, "train__checkpoint_every": 2}
+    short = FRAMED | {"train__num_steps": 4, "train__eval_every": 4, "train__checkpoint_every": 2}
     whole = tiny.train(tmp_path / "whole", **short)
     half = tiny.train(tmp_path / "half", **short)
     for step in RunFolder(half).checkpoints.iterdir():

@@ -35,9 +35,8 @@ class Fusion(nn.Module):
     num_classes: int = 4
 
     needs_guide_features = False
-    reads_similarity = (
-        False  # whether `Guides.similarity` matters, which guides that were not searched for must then have
-    )
+    # Whether `Guides.similarity` matters; guides that were not searched for must then have theirs computed.
+    reads_similarity = False
 
     def fuse_input(self, query: jax.Array, guides: Guides) -> jax.Array:
         """The query (B, S, S, Cq), already standardised, and guides -> the backbone's input (B, S, S, Cin)."""
