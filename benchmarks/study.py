@@ -59,6 +59,7 @@ VARIANTS = {
     "dropped": ("--config.fusion.blank_share=0.5",),  # half of the training queries see no guide
     "matched": ("--config.retrieval.strategy=gumbel_top_k",),  # guides in training are drawn, so worse than the best
     "taught": ("--config.fusion.guide_gradient=True",),  # the encoder learns from the guides' features too
+    "neighbours": ("--config.dataset.neighbours=True",),  # the retriever sees the slices before and after too
     "without_DCM": ("--config.dataset.leave_out=('DCM',)",),
 }
 PROTOCOLS = {"patient": (), "paper": ("--config.protocol=paper",)}
@@ -128,8 +129,8 @@ def arms() -> Iterator[Arm]:
         yield Arm("whole", "none", patients=patients)
     for patients, fusion in itertools.product((8, 64), ("cross_attention", "concat", "adapter")):
         yield Arm("heart", "learnt", fusion, patients=patients)
-    for seed, guides in itertools.product(SEEDS, ("random", "pixels")):
-        yield Arm("heart", guides, "prototype", patients=8, seed=seed)
+    for guides, fusion in itertools.product(("random", "pixels"), ("prototype", "prior")):
+        yield Arm("heart", guides, fusion, patients=8)
     for patients, seed in itertools.product((8, 64), SEEDS[1:]):
         yield Arm("whole", "none", patients=patients, seed=seed)
     for variant, fusion in itertools.product(("k8", "k16", "dropped", "matched"), ("prototype", "prior")):
@@ -142,11 +143,13 @@ def arms() -> Iterator[Arm]:
         yield Arm("whole", guides, fusion, protocol="paper")
     for patients in (4, 16, 32):
         yield Arm("heart", "none", patients=patients)
-        yield Arm("heart", "learnt", "prototype", patients=patients)
+        yield Arm("heart", "learnt", "prior", patients=patients)
         yield Arm("whole", "none", patients=patients)
-    for patients, guides in itertools.product((64,), ("random", "pixels")):
-        yield Arm("heart", guides, "prototype", patients=patients)
+    for guides in ("random", "pixels"):
+        yield Arm("heart", guides, "prior")
     yield Arm("heart", "learnt", "prototype", patients=8, variant="taught")
+    for patients in (8, 64):
+        yield Arm("heart", "learnt", "prior", patients=patients, variant="neighbours")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

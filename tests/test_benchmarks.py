@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import evaluation, folder, gpu, memory, ours, retrieval, scaling, table
+from benchmarks import evaluation, folder, frame, gpu, memory, ours, retrieval, scaling, table
 from benchmarks.sizes import FULL, GPU_QUICK, QUICK, TARGETS, parts, target
 from jras_jax import kernels
 from jras_jax.errors import UserError
@@ -210,6 +210,21 @@ def test_an_evaluation_beside_its_network_passes(run, capsys):
     volumes, whole, passes, network = (float(x) for x in found.groups())
     assert passes >= volumes > 0 and whole > 0 and network > 0
     assert sorted(run.rglob("*")) == before
+
+
+def test_steps_in_the_frame_beside_steps_on_whole_slices(tiny, monkeypatch, capsys):
+    """Both sides start alike, differ in the frame alone, and take as many steps."""
+    runs = []
+    plain = frame.started
+    monkeypatch.setattr(frame, "started", lambda *given: runs.append(plain(*given)) or runs[-1])
+    assert frame.main(["--config=demo", "--pairs=1", "--steps=2", *tiny.arguments()]) == 0
+    found = re.search(r"takes (\d+) ms in the frame of the heart and (\d+) ms on whole slices", capsys.readouterr().out)
+    assert all(int(x) > 0 for x in found.groups())
+    heart, whole = runs
+    assert (heart.config.dataset.frame, whole.config.dataset.frame) == ("heart", "whole")
+    assert dataclasses.replace(heart.config.dataset, frame="whole") == whole.config.dataset
+    assert heart.wholes is not None and whole.wholes is None
+    assert int(heart.state.step) == int(whole.state.step) == 4
 
 
 PARTS_OF_THE_GPU = ("card", "joint:unet+tiny", "retriever", "train", "pipeline", "folder")

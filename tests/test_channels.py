@@ -38,7 +38,7 @@ def test_each_channel_is_scaled_by_itself():
     assert np.abs(scaled[..., 0].astype(int) - scaled[..., 1]).max() <= 1 and scaled.max() == 255
     both = standardise(jnp.asarray(image[None, :, :, 0]), channels_last=True)
     np.testing.assert_allclose(both.mean((1, 2)), 0, atol=1e-5)
-    assert grey(scaled, 3).shape == (3, 3, 3) and grey(scaled[..., 0], 3) is not None
+    assert grey(scaled, 3, channels=2).shape == (3, 3, 3) and grey(scaled[..., 0], 3, channels=1) is not None
 
 
 @pytest.mark.parametrize("kind", sorted(fusion.KINDS))

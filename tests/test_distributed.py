@@ -1,6 +1,7 @@
 """Several hosts on one: two processes train what one process with two devices does; a lost host ends the job."""
 
 import csv
+import json
 import os
 import pathlib
 import signal
@@ -39,6 +40,12 @@ def rows(workdir):
         return list(csv.DictReader(f))
 
 
+def certificate(workdir):
+    """Of the evaluation that follows training."""
+    (summary,) = (workdir / "evaluation").glob("*/summary.json")
+    return json.loads(summary.read_text())["retrieval_certificate"]
+
+
 def wait(process, folder, name, seconds=400):
     try:
         return process.wait(timeout=seconds)
@@ -62,6 +69,10 @@ def test_two_processes_train_what_two_devices_do_and_a_lost_host_ends_the_job(ti
         for name in ("loss", "dice", "overlap_loss", "ce_loss"):
             assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-5), name
     assert float(ours[-1]["val/dice"]) == pytest.approx(float(other[-1]["val/dice"]), abs=1e-5)
+    shown, wanted = certificate(two), certificate(one)
+    assert shown["verdict"] == wanted["verdict"] and shown["random"] != shown["blank"]
+    for name in ("real", "random", "blank", "permuted", "oracle"):
+        assert shown[name] == pytest.approx(wanted[name], abs=1e-4), name
     _a_gallery_in_the_hosts_memory(tiny, tmp_path, other, length)
     _a_lost_host(tiny, tmp_path)
 

@@ -58,6 +58,8 @@ class Config:
         )
         few = self.dataset.max_train_patients > 0
         yield "protocol", self.protocol == "patient" or not few, "'patient' with dataset.max_train_patients above 0"
+        alone = self.protocol == "paper" and self.dataset.neighbours
+        yield "dataset.neighbours", not alone, "False with protocol 'paper', which takes stacks apart"
 
     @property
     def blank_share(self) -> float:

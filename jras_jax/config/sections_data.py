@@ -50,6 +50,12 @@ class Dataset:
         at_most=1024,
         before=64,
     )
+    neighbours: bool = setting(
+        False,
+        "whether the retriever also sees the slices before and after in the stack, as red and blue where it otherwise "
+        "sees the same slice as all three colours; the backbone sees the slice alone",
+        before=False,
+    )
     spacing_mm: float = setting(
         1.4, "in-plane pixel size of the grid of whole slices in mm; 0 keeps the native one", at_least=0, at_most=50
     )

@@ -23,7 +23,8 @@ class Grid(NamedTuple):
 
     `ignore_spacing` treats every scan as one without spacing: for models trained on such scans alone, which know the
     heart at that scale only. With a `frame`, the grid is a crop in the frame of the heart, and `whole` is the grid of
-    the whole slices in which the frame is looked for.
+    the whole slices in which the frame is looked for. With `neighbours`, an image is a stack of three slices, see
+    `stacked`.
     """
 
     image_size: int
@@ -33,11 +34,13 @@ class Grid(NamedTuple):
     ignore_spacing: bool = False
     frame: FrameRule | None = None
     whole_size: int = 64
+    neighbours: bool = False
 
     @property
     def whole(self) -> Grid:
         """The grid of the locator, to which every slice is fitted whole."""
-        return self._replace(image_size=self.whole_size, unknown_spacing="fit", ignore_spacing=True, frame=None)
+        fitted = self._replace(image_size=self.whole_size, unknown_spacing="fit", ignore_spacing=True)
+        return fitted._replace(frame=None, neighbours=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,16 +243,30 @@ def to_uint8(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
     return np.round(255.0 * np.clip(scaled, 0.0, 1.0)).astype(np.uint8)
 
 
-def grey(images: np.ndarray, axes: int) -> np.ndarray:
-    """Images of `axes` axes uint8; those with one more, of channels, as the mean of their channels: what is shown."""
-    return images if images.ndim == axes else np.rint(images.mean(-1)).astype(np.uint8)
+def stacked(images: np.ndarray) -> np.ndarray:
+    """Slices (Z, S, S) of a volume -> (Z, S, S, 3): the one before, the slice itself, the one after.
+
+    The first and the last stand for the neighbour that they lack.
+    """
+    before, after = (np.clip(np.arange(len(images)) + step, 0, len(images) - 1) for step in (-1, 1))
+    return np.stack([images[before], images, images[after]], -1)
+
+
+def grey(images: np.ndarray, axes: int, channels: int) -> np.ndarray:
+    """What is shown of images uint8 of `axes` axes, or one more: (..., S, S).
+
+    Of a data set of several `channels` it is their mean, of stacks (`stacked`) the slice in the middle.
+    """
+    if images.ndim == axes:
+        return images
+    return images[..., 1] if channels == 1 else np.rint(images.mean(-1)).astype(np.uint8)
 
 
 class VolumeSlices(NamedTuple):
     """A volume on the model grid.
 
     Attributes:
-      images: (Z, S, S[, C]) uint8. masks: (Z, S, S) uint8 or None.
+      images: (Z, S, S[, C]) uint8, C of several channels or 3 of `stacked`. masks: (Z, S, S) uint8 or None.
       mapping: between the two grids.
       located: where its frame is; None if the model sees whole slices.
     """
@@ -298,7 +315,7 @@ def _on_grid(volume: Volume, grid: Grid, mapping: GridMap) -> VolumeSlices:
     images = mapping.to_model(to_uint8(volume.image, grid.percentiles))
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     masks = mapping.labels_to_model(volume.mask) if volume.mask is not None else None
-    return VolumeSlices(images, masks, mapping)
+    return VolumeSlices(stacked(images) if grid.neighbours else images, masks, mapping)
 
 
 def pixel_sizes(volume: Volume, grid: Grid, mapping: GridMap) -> tuple[float, float]:

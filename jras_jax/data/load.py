@@ -58,10 +58,21 @@ def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:
     """The model grid of a config's dataset section.
 
     Raises:
-      UserError: the frame of the heart is wanted of a data set that names no structures for it.
+      UserError: the frame of the heart is wanted of a data set that names no structures for it, or neighbours of one
+        of several channels or of single images.
     """
+    if dataset.neighbours and (len(description.channels) > 1 or description.dimensions == 2):
+        what = f"has {len(description.channels)} channels" if description.dimensions == 3 else "holds single images"
+        raise UserError(
+            f"config.dataset.neighbours=True: {description.name} {what}, but the neighbours are slices of a volume "
+            "of one channel; use --config.dataset.neighbours=False"
+        )
     grid = Grid(
-        dataset.image_size, dataset.spacing_mm, unknown_spacing=dataset.unknown_spacing, percentiles=dataset.percentiles
+        dataset.image_size,
+        dataset.spacing_mm,
+        unknown_spacing=dataset.unknown_spacing,
+        percentiles=dataset.percentiles,
+        neighbours=dataset.neighbours,
     )
     if dataset.frame == "whole":
         return grid

@@ -53,7 +53,8 @@ class SliceTable:
     """All slices of some volumes on the model grid, one row each.
 
     Attributes:
-      images, masks: (N, S, S) uint8, images of several channels (N, S, S, C); masks in the project's labels.
+      images, masks: (N, S, S) uint8, images of several channels, or stacked with their neighbours, (N, S, S, C); masks
+        in the project's labels.
       case: (N,) int32, index into `cases`.
       patient: (N,) int32, index into `patients`.
       phase: (N,) int32, index into the phases of the volumes' description, -1 unknown.
@@ -118,7 +119,7 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
     start = 0
     for number, volume in enumerate(volumes):
         images, masks, _, located = volume_slices(volume, grid)
-        masks = np.zeros_like(images) if masks is None else masks
+        masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
         kept = np.flatnonzero(masks.any((1, 2))) if drop_empty else np.arange(len(images))
         if not len(kept):
             continue

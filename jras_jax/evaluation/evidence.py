@@ -42,6 +42,7 @@ class EvidenceWriter:
     def __init__(self, cases: int, table: SliceTable | None, named: Collection[str] | None = None):
         self._cases, self._table, self._named = cases, table, named
         self._seen: list[_Seen] = []
+        self._channels = 1  # of the data set
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def check(self, volumes: Iterable[Volume]) -> None:
@@ -54,8 +55,9 @@ class EvidenceWriter:
         if volume.case not in self._named if self._named is not None else not self._cases:
             return
         assert prediction.masks is not None
+        self._channels = len(volume.description.channels)
         arrays = {
-            "image": grey(prediction.images, 3),
+            "image": grey(prediction.images, 3, self._channels),
             "truth": prediction.masks,
             "prediction": np.argmax(prediction.slices.probabilities, -1).astype(np.uint8),
             "dice": np.float32(dice),
@@ -110,7 +112,7 @@ class EvidenceWriter:
             return found
         rows = found.pop("indices")
         return found | {
-            "guide_images": grey(self._table.images[rows], 4),
+            "guide_images": grey(self._table.images[rows], 4, self._channels),
             "guide_masks": self._table.masks[rows],
             "guide_names": np.array([[_name(self._table, r) for r in row] for row in rows]),
         }

@@ -30,6 +30,7 @@ PROGRAM, FACTS, GALLERY = "model.stablehlo", "model.json", "gallery.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 LIMIT = 2**31 - 2**24  # bytes of constants: the file is a FlatBuffer, which cannot reach 2 GiB
 CROPS = "crops in the frame of the heart, as jras_jax finds and cuts them: the program does neither"
+NEIGHBOURS = "the last axis: the slice before in the stack, the slice itself, the one after (the same at an end)"
 ROWS = ("embeddings", "images", "masks", "patient", "valid")
 
 Arrays = dict[str, Any]
@@ -122,7 +123,7 @@ def program(run: TrainedRun, gallery: RunGallery | None, *, takes_gallery: bool 
         return {"probabilities": probabilities} | (guides if own is not None else {})
 
     size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(variables))
-    side, channels = config.dataset.image_size, len(run.description.channels)
+    side, channels = config.dataset.image_size, run.model.channels
     image = (side, side) if channels == 1 else (side, side, channels)
     return Program(call, rows, takes_gallery=takes_gallery and bool(rows), image=image, weights=size)
 
@@ -172,6 +173,7 @@ def facts(run: TrainedRun, gallery: RunGallery | None, it: Program) -> dict[str,
             "dtype": "uint8",
             "pixel_mm": None if run.grid.ignore_spacing or not data.spacing_mm else data.spacing_mm,
             "intensities": "percentiles {} and {} of the volume map to 0 and 255".format(*data.percentiles),
+            "neighbours": NEIGHBOURS if data.neighbours else None,
             "orientation": "rows towards the patient's back, columns towards the patient's left",
         },
         "outputs": ["probabilities"],

@@ -119,7 +119,8 @@ class TrainedRun:
     def fingerprint(self) -> str:
         """The retriever's fingerprint; galleries made by another retriever are refused."""
         params = mesh.to_host(self.variables["params"].get("retriever", {}))  # one of pixels has none
-        return gallery_files.fingerprint(params, dataclasses.asdict(self.config.retriever))
+        settings = dataclasses.asdict(self.config.retriever) | {"neighbours": self.config.dataset.neighbours}
+        return gallery_files.fingerprint(params, settings)
 
     @functools.cached_property
     def splits(self) -> dict[str, Any]:

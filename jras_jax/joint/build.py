@@ -32,6 +32,7 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
     description = description or named(config.dataset.name)
     num_classes, channels = description.num_classes, len(description.channels)
     in_channels = config.backbone.in_channels if channels == 1 else channels
+    seen = 3 if config.dataset.neighbours else channels
     options = dict(config.backbone.options)
     if config.backbone.variant:
         options["variant"] = config.backbone.variant
@@ -42,7 +43,13 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         locator = models.create("unet", num_classes=num_classes, dtype=dtype, **sizes)
     if not config.retrieval.enabled:
         return JointModel(
-            backbone, retriever=None, fusion=None, in_channels=in_channels, channels=channels, locator=locator
+            backbone,
+            retriever=None,
+            fusion=None,
+            in_channels=in_channels,
+            channels=seen,
+            locator=locator,
+            neighbours=config.dataset.neighbours,
         )
     fuse_options = dict(config.fusion.options)
     if config.fusion.name in fusion.ON_FEATURES:
@@ -54,8 +61,9 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
         fusion=fuse,
         in_channels=in_channels,
         guide_gradient=config.fusion.guide_gradient,
-        channels=channels,
+        channels=seen,
         locator=locator,
+        neighbours=config.dataset.neighbours,
     )
 
 

@@ -42,8 +42,9 @@ class JointModel(nn.Module):
       backbone, retriever, fusion: see docs/ARCHITECTURE.md for their contracts.
       in_channels: of the backbone's input: 1, or 3 to repeat grey for weights trained on RGB; of a data set of several
         channels their number.
-      channels: of the data set's images. Above 1, images below are (B, S, S, C), and the retriever sees the mean of
-        their channels.
+      channels: of the images below, which are (B, S, S, C) if it is above 1; the retriever then sees their mean.
+      neighbours: whether the three channels of an image are a slice and its neighbours (`data.grid.stacked`): the
+        retriever sees all, the backbone the slice itself.
       locator: the small backbone that finds the heart in whole slices; None if the model sees whole slices itself.
       guide_gradient: whether the encoder also trains through the guides' features. Without it they cost a forward pass
         only; the retriever's gradient, which goes through the weights, is the same.
@@ -56,6 +57,7 @@ class JointModel(nn.Module):
     guide_gradient: bool = False
     channels: int = 1
     locator: nn.Module | None = None
+    neighbours: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +67,7 @@ class JointModel(nn.Module):
     def states(self, images: jax.Array) -> jax.Array:
         """(B, S, S) in [0, 1] -> the retriever's frozen states (B, T, D): constant in training, so they can be kept."""
         assert self.retriever is not None
-        return jax.lax.stop_gradient(self.retriever.states(self._grey(images)))
+        return jax.lax.stop_gradient(self.retriever.states(self._retrievers(images)))
 
     def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, T, D) -> embeddings (B, dim) of norm 1."""
@@ -75,15 +77,18 @@ class JointModel(nn.Module):
     def embed_images(self, images: jax.Array, train: bool = False) -> jax.Array:
         """(B, S, S) in [0, 1] -> embeddings (B, dim) of norm 1; gradients reach every trained parameter."""
         assert self.retriever is not None
-        return self.retriever(self._grey(images), train)
+        return self.retriever(self._retrievers(images), train)
 
     def project_images(self, images: jax.Array, train: bool = False) -> jax.Array:
         """(B, S, S) in [0, 1] -> the projection head's output (B, dim), not normalised."""
         assert self.retriever is not None
-        return self.retriever.project_images(self._grey(images), train)
+        return self.retriever.project_images(self._retrievers(images), train)
 
     def segment(self, images: jax.Array, guides: Guides | None, train: bool = False) -> Logits:
         """Query slices (B, S, S) in [0, 1] and their guides -> logits (B, S, S, C); several if deep supervision."""
+        if self.neighbours:
+            images = images[..., 1]
+            guides = None if guides is None else guides.replace(images=guides.images[..., 1])
         query = self._channels(self._standardised(images))
         size = images.shape[1:3]
         if self.fusion is None or guides is None:
@@ -119,14 +124,19 @@ class JointModel(nn.Module):
         return self.segment(images, guides, train)
 
     def _standardised(self, images: jax.Array) -> jax.Array:
-        return standardise(images, channels_last=self.channels > 1)
+        return standardise(images, channels_last=self._several)
 
-    def _grey(self, images: jax.Array) -> jax.Array:
-        """(B, S, S[, C]) -> (B, S, S), what the retriever sees."""
-        return images.mean(-1) if self.channels > 1 else images
+    def _retrievers(self, images: jax.Array) -> jax.Array:
+        """(B, S, S[, C]) -> (B, S, S), what the retriever sees, or (B, S, S, 3) with neighbours."""
+        return images.mean(-1) if self._several else images
 
     def _channels(self, images: jax.Array) -> jax.Array:
-        return images if self.channels > 1 else jnp.repeat(images[..., None], self.in_channels, -1)
+        return images if self._several else jnp.repeat(images[..., None], self.in_channels, -1)
+
+    @property
+    def _several(self) -> bool:
+        """Whether the backbone sees several channels of the data set."""
+        return self.channels > 1 and not self.neighbours
 
 
 def retrieve(

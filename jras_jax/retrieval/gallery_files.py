@@ -121,11 +121,13 @@ def fingerprint(params: Any, settings: Mapping[str, Any]) -> str:
 
     Args:
       params: the retriever's parameters, host arrays.
-      settings: its config section; what only matters in training is left out.
+      settings: its config section, and dataset.neighbours; what only matters in training is left out.
     """
     digest = hashlib.sha256()
     for key in ("variant", "image_size", "pool", "hidden", "dim"):
         digest.update(f"{key}={settings[key]};".encode())
+    if settings.get("neighbours"):  # left out otherwise, so that galleries of earlier versions stay valid
+        digest.update(b"neighbours=True;")
     for name, leaf in sorted((path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(dict(params))):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{name}{array.shape}{array.dtype}".encode())

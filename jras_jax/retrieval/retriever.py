@@ -67,17 +67,20 @@ class Retriever(nn.Module):
         return frozen_blocks(self.variant, self.trained_blocks)
 
     def states(self, images: jax.Array) -> jax.Array:
-        """(B, S, S) float in [0, 1] -> the prefix's states (B, 1+T, D) of type `dtype`.
+        """(B, S, S) or (B, S, S, 3) float in [0, 1] -> the prefix's states (B, 1+T, D) of type `dtype`.
 
         Each slice is brought to mean 0 and deviation 1, the moments that pixels have in DINOv2's pre-training; its
-        fixed statistics would leave the scanner's scale in the embedding.
+        fixed statistics would leave the scanner's scale in the embedding. A slice alone is shown as grey; three, of
+        which the middle one is embedded, as red, green and blue.
         """
         size = (self.image_size, self.image_size)
-        if images.shape[1:] != size:
-            images = jax.image.resize(images, (images.shape[0], *size), "linear", antialias=True)
+        if images.shape[1:3] != size:
+            shape = (images.shape[0], *size, *images.shape[3:])
+            images = jax.image.resize(images, shape, "linear", antialias=True)
         mean, deviation = images.mean((1, 2), keepdims=True), images.std((1, 2), keepdims=True)
         pixels = (images - mean) / (deviation + 1e-3)
-        return self.encoder.prefix(jnp.repeat(pixels[..., None], 3, -1), self.frozen_blocks)
+        pixels = pixels if pixels.ndim == 4 else jnp.repeat(pixels[..., None], 3, -1)
+        return self.encoder.prefix(pixels, self.frozen_blocks)
 
     def project(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, 1+T, D) -> the head's output (B, dim) float32, of any norm."""
@@ -118,7 +121,7 @@ class PixelRetriever(nn.Module):
     """Slices to embeddings without a parameter: the slice itself, small. What a learnt retriever must beat.
 
     The cosine of two embeddings is the normalised cross-correlation of the slices at the largest whole side whose
-    square is at most `dim`: 32 x 32 pixels for 1024.
+    square is at most `dim`: 32 x 32 pixels for 1024. Of three slices (`data.grid.stacked`) each has a third of `dim`.
 
     Attributes:
       dim: of the embedding.
@@ -127,10 +130,11 @@ class PixelRetriever(nn.Module):
     dim: int = 1024
 
     def states(self, images: jax.Array) -> jax.Array:
-        """(B, S, S) float in [0, 1] -> the small slices (B, 1, pixels)."""
-        side = math.isqrt(self.dim)
-        small = jax.image.resize(images, (images.shape[0], side, side), "linear", antialias=True)
-        return small.reshape(images.shape[0], 1, side * side)
+        """(B, S, S) or (B, S, S, 3) float in [0, 1] -> the small slices (B, 1, pixels)."""
+        several = images.shape[3:]
+        side = math.isqrt(self.dim // math.prod(several))
+        small = jax.image.resize(images, (images.shape[0], side, side, *several), "linear", antialias=True)
+        return small.reshape(images.shape[0], 1, -1)
 
     def embed(self, states: jax.Array, train: bool = False) -> jax.Array:
         """States (B, 1, pixels) -> embeddings (B, dim) float32 of norm 1 (an even slice: 0)."""

@@ -32,7 +32,8 @@ class Samples:
         if len(self.images) == MOST:
             return
         z = len(prediction.images) // 2
-        shown = functools.partial(painted, colours=volume.description.palette)
+        description = volume.description
+        shown = functools.partial(painted, colours=description.palette, channels=len(description.channels))
         panels = [shown(prediction.images[z], None)]
         if prediction.masks is not None:
             panels.append(shown(prediction.images[z], prediction.masks[z]))
@@ -46,10 +47,13 @@ class Samples:
         )
 
 
-def painted(image: np.ndarray, labels: np.ndarray | None, colours: np.ndarray) -> np.ndarray:
-    """(S, S[, C]) uint8, with labels (S, S) in `colours` over it -> (T, T, 3) uint8, T at most `SIDE` or so."""
+def painted(image: np.ndarray, labels: np.ndarray | None, colours: np.ndarray, channels: int = 1) -> np.ndarray:
+    """(S, S[, C]) uint8, with labels (S, S) in `colours` over it -> (T, T, 3) uint8, T at most `SIDE` or so.
+
+    `channels` are the data set's, see `grid.grey`.
+    """
     step = -(-image.shape[0] // SIDE)
-    plain = np.repeat(grey(image, 2)[::step, ::step, None], 3, 2)
+    plain = np.repeat(grey(image, 2, channels)[::step, ::step, None], 3, 2)
     if labels is None:
         return plain
     labels = labels[::step, ::step]
