@@ -24,9 +24,10 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(tiny, workdir, folder, process=None, processes=2, port=0, devices=1, **changes):
+def start(tiny, workdir, folder, process=None, processes=2, port=0, devices=1, evaluates=False, **changes):
     """A training process; its output goes to a file in `folder`."""
-    command = [sys.executable, "run.py", "--config=configs/demo.py", f"--workdir={workdir}", "--no_report"]
+    command = [sys.executable, "run.py", "--config=configs/demo.py", f"--workdir={workdir}"]
+    command += [] if evaluates else ["--no_report"]
     command += tiny.arguments(mesh__data=-1, **changes)
     if process is not None:
         command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={process}"]
@@ -56,12 +57,13 @@ def wait(process, folder, name, seconds=400):
 
 def test_two_processes_train_what_two_devices_do_and_a_lost_host_ends_the_job(tiny, tmp_path):
     length = {"train__num_steps": 4, "train__eval_every": 4, "train__checkpoint_every": 2}
+    length["fusion__name"] = "concat"  # whose guides matter from the first step, so that controls differ
     port = free_port()
     two, one = tmp_path / "two", tmp_path / "one"
-    hosts = [start(tiny, two, folder=tmp_path, process=i, port=port, **length) for i in range(2)]
+    hosts = [start(tiny, two, folder=tmp_path, process=i, port=port, evaluates=True, **length) for i in range(2)]
     for i, host in enumerate(hosts):
         assert wait(host, tmp_path, i) == 0, (tmp_path / f"output{i}").read_text()[-3000:]
-    alone = start(tiny, one, tmp_path, devices=2, **length)
+    alone = start(tiny, one, tmp_path, devices=2, evaluates=True, **length)
     assert wait(alone, tmp_path, None) == 0, (tmp_path / "outputNone").read_text()[-3000:]
     ours, other = rows(two), rows(one)
     assert len(ours) == len(other) == 4
