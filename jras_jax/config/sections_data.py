@@ -53,7 +53,8 @@ class Dataset:
     neighbours: bool = setting(
         False,
         "whether the retriever also sees the slices before and after in the stack, as red and blue where it otherwise "
-        "sees the same slice as all three colours; the backbone sees the slice alone",
+        "sees the same slice as all three colours; the backbone sees the slice alone. With the small ViT it found no "
+        "better guides (docs/lab-notes/2026-11-27-neighbours-in-the-stack.md)",
         before=False,
     )
     spacing_mm: float = setting(
