@@ -156,7 +156,12 @@ class FrameMap(GridMap):
     def to_model(self, volume: np.ndarray) -> np.ndarray:
         """See `GridMap`."""
         size = (self.image_size, self.image_size)
-        return sampled(self._way(size, self._sizes(), self.placement), np.moveaxis(self.oriented(volume), 2, 0), size)
+        return sampled(self._way_to_model, np.moveaxis(self.oriented(volume), 2, 0), size)
+
+    @functools.cached_property
+    def _way_to_model(self) -> Taps:
+        """Kept, as images and masks take the same way."""
+        return self._way((self.image_size, self.image_size), self._sizes(), self.placement)
 
     def _resampled_back(self, probabilities: np.ndarray) -> np.ndarray:
         way = self._way(self._sizes(), (self.image_size, self.image_size), self.placement.inverse())
@@ -289,9 +294,14 @@ def volume_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlic
     """
     if grid.frame is None:
         return _on_grid(volume, grid, grid_map(volume, grid, slice_axis))
-    whole = volume_slices(volume, grid.whole, slice_axis)
+    whole = whole_slices(volume, grid, slice_axis)
     frame = true_frame(volume, grid, slice_axis) if volume.mask is not None else None
     return framed_slices(volume, grid, whole=whole, frame=frame)
+
+
+def whole_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlices:
+    """The slices of a volume on `grid.whole`, as the locator sees them: without their masks, which it is not shown."""
+    return _on_grid(dataclasses.replace(volume, mask=None), grid.whole, grid_map(volume, grid.whole, slice_axis))
 
 
 def framed_slices(volume: Volume, grid: Grid, whole: VolumeSlices, frame: Frame | None) -> VolumeSlices:

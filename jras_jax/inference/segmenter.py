@@ -20,9 +20,11 @@ from jras_jax.data.grid import (
     Grid,
     VolumeSlices,
     framed_slices,
+    grid_map,
     located_frame,
     native_frame,
     volume_slices,
+    whole_slices,
 )
 from jras_jax.errors import UserError
 from jras_jax.inference.predictions import SlicePredictions, VolumePrediction, on_scan
@@ -151,7 +153,7 @@ class Segmenter:
         """A volume on the model grid; in the frame of the heart as the locator finds it, whatever its mask says."""
         if self.grid.frame is None:
             return volume_slices(volume, self.grid, slice_axis)
-        whole = volume_slices(volume, self.grid.whole, slice_axis)
+        whole = whole_slices(volume, self.grid, slice_axis)
         size, parts = self.batch_size, []
         for start in range(0, len(whole.images), size):
             chunk = whole.images[start : start + size]
@@ -215,7 +217,8 @@ class Segmenter:
         frame = native_frame(volume, self.grid, slices.mapping, labels=labels)
         if frame is None or (before is not None and not far(before, frame)):
             return None
-        whole = volume_slices(volume, self.grid.whole, slices.mapping.slice_axis)
+        axis = slices.mapping.slice_axis
+        whole = VolumeSlices(slices.located.wholes, None, grid_map(volume, self.grid.whole, axis))
         return framed_slices(volume, self.grid, whole=whole, frame=frame)
 
 
