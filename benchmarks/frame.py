@@ -25,14 +25,13 @@ from jras_jax.commands.dataset import load_data
 from jras_jax.run_folder.layout import RunFolder
 from jras_jax.training import joint_run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMES = ("heart", "whole")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit status."""
     parser = argparse.ArgumentParser("python -m benchmarks.frame", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", default="acdc_segformer", help="name of a file in configs/")
+    parser.add_argument("--config", default="acdc_segformer", help="a config file, or the name of a shipped one")
     parser.add_argument("--pairs", type=int, default=5, help="turns of each side")
     parser.add_argument("--steps", type=int, default=4, help="training steps a turn")
     options, overrides = parser.parse_known_args(arguments)
@@ -53,7 +52,7 @@ def started(name: str, frame: str, folder: pathlib.Path, overrides: Sequence[str
     """A run before its first step."""
     phantom = ["--config.dataset.name=phantom", f"--config.dataset.data_dir={folder}"]
     settings = [*phantom, *overrides, f"--config.dataset.frame={frame}"]
-    config = configs.parse(configs.override(configs.load(ROOT / "configs" / f"{name}.py"), settings))
+    config = configs.parse(configs.override(configs.load(name), settings))
     return joint_run.start(config, RunFolder(folder / frame), load_data(config.dataset))
 
 

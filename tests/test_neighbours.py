@@ -87,8 +87,7 @@ def test_a_run_with_neighbours_evaluates_predicts_and_reports(run, tiny, tmp_pat
     (evidence,) = (run / "evaluation" / "test").rglob("*.npz")
     with np.load(evidence) as arrays:
         assert arrays["image"].shape == arrays["truth"].shape
-        guides = [tuple(x.shape) for x in arrays["guide_images"].reshape(-1, 32, 32)[:1]]
-        assert guides == [(32, 32)]
+        assert arrays["guide_images"].shape == arrays["guide_masks"].shape
         first = gallery.table.images[..., 1]
         assert all((first == x).all((1, 2)).any() for x in arrays["guide_images"].reshape(-1, 32, 32))
     assert write_report(run, split="test").is_file()

@@ -181,5 +181,5 @@ def test_samples_are_bounded_on_fine_grids():
 
     image = np.zeros((1000, 1000), np.uint8)
     labels = np.full((1000, 1000), 2)
-    shown = samples.painted(image, labels, CARDIAC.palette)
+    shown = samples.painted(image, labels, CARDIAC.palette, channels=1)
     assert max(shown.shape[:2]) <= samples.SIDE and (shown == CARDIAC.palette[2] // 2).all()

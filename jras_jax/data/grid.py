@@ -39,8 +39,9 @@ class Grid(NamedTuple):
     @property
     def whole(self) -> Grid:
         """The grid of the locator, to which every slice is fitted whole."""
-        fitted = self._replace(image_size=self.whole_size, unknown_spacing="fit", ignore_spacing=True)
-        return fitted._replace(frame=None, neighbours=False)
+        return self._replace(
+            image_size=self.whole_size, unknown_spacing="fit", ignore_spacing=True, frame=None, neighbours=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,7 @@ def evaluate(
     table = gallery.table if gallery else None
     scores = _Scores(run.description.num_classes)
     retrieved = evaluator.RetrievedMasks(table, controls=run.description.num_classes) if table is not None else None
-    evidence = EvidenceWriter(config.eval.evidence_cases, table, keep)
+    evidence = EvidenceWriter(config.eval.evidence_cases, table, named=keep, channels=len(run.description.channels))
     evidence.check(volumes)
     segmenter = run.segmenter(gallery.arrays if gallery else None)
     controls = ControlScores(run, segmenter, table) if table is not None and config.eval.certificate else None

@@ -36,13 +36,13 @@ class EvidenceWriter:
     Args:
       cases: how many to keep, evenly over the ranking by Dice, the worst and the best among them; 0 keeps none.
       table: the gallery's slices; None for a run without retrieval.
+      channels: of the data set's images.
       named: the cases to keep instead, by name.
     """
 
-    def __init__(self, cases: int, table: SliceTable | None, named: Collection[str] | None = None):
-        self._cases, self._table, self._named = cases, table, named
+    def __init__(self, cases: int, table: SliceTable | None, named: Collection[str] | None, channels: int):
+        self._cases, self._table, self._named, self._channels = cases, table, named, channels
         self._seen: list[_Seen] = []
-        self._channels = 1  # of the data set
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def check(self, volumes: Iterable[Volume]) -> None:
@@ -55,7 +55,6 @@ class EvidenceWriter:
         if volume.case not in self._named if self._named is not None else not self._cases:
             return
         assert prediction.masks is not None
-        self._channels = len(volume.description.channels)
         arrays = {
             "image": grey(prediction.images, 3, self._channels),
             "truth": prediction.masks,

@@ -31,8 +31,6 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
     dtype = jnp.dtype(config.train.dtype)
     description = description or named(config.dataset.name)
     num_classes, channels = description.num_classes, len(description.channels)
-    in_channels = config.backbone.in_channels if channels == 1 else channels
-    seen = 3 if config.dataset.neighbours else channels
     options = dict(config.backbone.options)
     if config.backbone.variant:
         options["variant"] = config.backbone.variant
@@ -41,27 +39,20 @@ def build_model(config: Config, description: DatasetDescription | None = None) -
     if config.dataset.frame == "heart":
         sizes: dict[str, Any] = {"base_channels": config.locator.base_channels, "levels": config.locator.levels}
         locator = models.create("unet", num_classes=num_classes, dtype=dtype, **sizes)
-    if not config.retrieval.enabled:
-        return JointModel(
-            backbone,
-            retriever=None,
-            fusion=None,
-            in_channels=in_channels,
-            channels=seen,
-            locator=locator,
-            neighbours=config.dataset.neighbours,
-        )
-    fuse_options = dict(config.fusion.options)
-    if config.fusion.name in fusion.ON_FEATURES:
-        fuse_options.setdefault("levels", backbone.fusion_levels)
-    fuse = fusion.create(config.fusion.name, num_classes=num_classes, **fuse_options)
+    retriever = fuse = None
+    if config.retrieval.enabled:
+        fuse_options = dict(config.fusion.options)
+        if config.fusion.name in fusion.ON_FEATURES:
+            fuse_options.setdefault("levels", backbone.fusion_levels)
+        fuse = fusion.create(config.fusion.name, num_classes=num_classes, **fuse_options)
+        retriever = build_retriever(config.retriever, dtype)
     return JointModel(
         backbone,
-        retriever=build_retriever(config.retriever, dtype),
+        retriever=retriever,
         fusion=fuse,
-        in_channels=in_channels,
+        in_channels=config.backbone.in_channels if channels == 1 else channels,
         guide_gradient=config.fusion.guide_gradient,
-        channels=seen,
+        channels=3 if config.dataset.neighbours else channels,
         locator=locator,
         neighbours=config.dataset.neighbours,
     )

@@ -47,7 +47,7 @@ class Samples:
         )
 
 
-def painted(image: np.ndarray, labels: np.ndarray | None, colours: np.ndarray, channels: int = 1) -> np.ndarray:
+def painted(image: np.ndarray, labels: np.ndarray | None, colours: np.ndarray, channels: int) -> np.ndarray:
     """(S, S[, C]) uint8, with labels (S, S) in `colours` over it -> (T, T, 3) uint8, T at most `SIDE` or so.
 
     `channels` are the data set's, see `grid.grey`.
