@@ -13,6 +13,7 @@ import pytest
 from jras_jax.data.dice import structure_counts
 from jras_jax.evaluation import certificate, control_scores, evaluator
 from jras_jax.evaluation.evaluate import evaluate, finite
+from jras_jax.inference.predictions import on_scan
 from jras_jax.inference.trained_run import open_run
 from jras_jax.report import write_report
 from jras_jax.run_folder.layout import RunFolder
@@ -92,7 +93,7 @@ def guides_of(run, data, volume):
     gallery = run.train_gallery(data)
     segmenter = run.segmenter(gallery.arrays)
     patient, rows = evaluator.gallery_numbers(volume, gallery.table)
-    prediction = segmenter.volume(volume, patient, rows)
+    prediction = on_scan(*segmenter.settled(volume, segmenter.placed(volume), patient, rows), patient)
     return gallery.table, patient, prediction, control_scores.ControlScores(run, segmenter, gallery.table)
 
 

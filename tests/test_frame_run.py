@@ -13,6 +13,7 @@ from jras_jax.commands import cli
 from jras_jax.data.grid import framed_slices, volume_slices
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.pipeline import segment_files
+from jras_jax.inference.predictions import on_scan
 from jras_jax.inference.scans import Task, segment_file
 from jras_jax.inference.trained_run import open_run
 from jras_jax.retrieval import gallery_files
@@ -103,7 +104,8 @@ def test_a_heart_that_is_not_found_is_counted_and_named(framed, opened, data):
     once = open_run(framed, ["--config.eval.frame_rounds=1"])  # a second round would find it in the whole slices
     blind = dataclasses.replace(once, variables=variables)
     volume = data.part("test")[0]
-    prediction = blind.segmenter(blind.train_gallery(data).arrays).volume(volume)
+    segmenter = blind.segmenter(blind.train_gallery(data).arrays)
+    prediction = on_scan(*segmenter.settled(volume, segmenter.placed(volume), -1, None), -1)
     assert prediction.located.frame is None and prediction.labels.shape == volume.image.shape
     summary = evaluate(blind, data)
     cases = [v.case for v in data.part("test")]
@@ -117,10 +119,10 @@ def test_a_second_round_leaves_a_frame_that_is_far_from_the_mask(opened, data):
     frame = segmenter.placed(volume).located.frame
     moved = frame._replace(row=frame.row + 0.5 * frame.radius)
     wrong = framed_slices(volume, opened.grid, whole=volume_slices(volume, opened.grid.whole), frame=moved)
-    better = segmenter.volume(volume, slices=wrong).located.frame
+    better = segmenter.settled(volume, wrong, -1, None)[0].located.frame
     assert better != moved and abs(better.row - frame.row) < 0.5 * frame.radius
     segmenter.rounds = 1
-    assert segmenter.volume(volume, slices=wrong).located.frame == moved
+    assert segmenter.settled(volume, wrong, -1, None)[0].located.frame == moved
 
 
 def test_many_scans_at_once_are_segmented_as_one_by_one(opened, tiny, data, tmp_path):

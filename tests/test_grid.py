@@ -87,7 +87,7 @@ def test_any_storage_order_looks_the_same_on_the_grid():
             affine[:3, 3] += affine[:3, 1] * (image.shape[1] - 1)
             affine[:3, 1] *= -1
         stored = Volume(image, mask, affine=affine, spacing=v.spacing, spacing_known=True, patient="p", phase="ED")
-        images, masks, m, _ = volume_slices(stored, Grid(64, 1.5, unknown_spacing="fit", percentiles=(0, 100)))
+        images, masks, m, *_ = volume_slices(stored, Grid(64, 1.5, unknown_spacing="fit", percentiles=(0, 100)))
         np.testing.assert_array_equal(masks, ref_mask)
         np.testing.assert_array_equal(images, reference)
         np.testing.assert_array_equal(m.to_native(onehot(masks)), mask)

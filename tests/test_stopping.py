@@ -14,6 +14,7 @@ import pytest
 from jras_jax.commands import cli, train
 from jras_jax.data.batches import Batches
 from jras_jax.errors import Stopped
+from jras_jax.evaluation import evaluator
 from jras_jax.inference.segmenter import Segmenter
 from jras_jax.run_folder.checkpoints import Checkpoints
 from jras_jax.run_folder.layout import RunFolder
@@ -51,21 +52,21 @@ def in_a_step(patch):
 
 
 def in_a_validation(patch):
-    plain = Segmenter.volume
-    patch.setattr(Segmenter, "volume", lambda self, *given: (terminate(), plain(self, *given))[1])
+    plain = Segmenter.placed
+    patch.setattr(Segmenter, "placed", lambda self, *given: (terminate(), plain(self, *given))[1])
     return {2}
 
 
 def in_the_last_validation(patch):
-    plain, seen = Segmenter.volume, []
+    plain, seen = Segmenter.placed, []
 
-    def volume(self, *given):
+    def placed(self, *given):
         seen.append(1)
         if len(seen) == 3:  # two volumes at step 2, then the first at step 4
             terminate()
         return plain(self, *given)
 
-    patch.setattr(Segmenter, "volume", volume)
+    patch.setattr(Segmenter, "placed", placed)
     return {4}
 
 
@@ -107,20 +108,20 @@ def test_sigterm_in_the_evaluation_after_training_ends_with_status_0(tiny, train
     """The same command does the rest."""
     run = RunFolder(shutil.copytree(trained_run, tmp_path / "run"))
     words = ["train", "--config=configs/demo.py", f"--workdir={run}", *tiny.arguments()]
-    plain, seen = Segmenter.volume, []
+    plain, scored = evaluator.case_rows, []
 
-    def volume(self, *given):
-        seen.append(1)
-        if len(seen) == 3:  # of six
+    def case_rows(*given):
+        scored.append(1)
+        if len(scored) == 1:  # of six
             terminate()
-        return plain(self, *given)
+        return plain(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Segmenter, "volume", volume)
+        patch.setattr(evaluator, "case_rows", case_rows)
         assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert "stopped by a signal during the evaluation; what is trained is saved, and the same command does" in said
-    assert len(seen) == 3 and not run.evaluations() and not run.report.exists()
+    assert len(scored) < 6 and not run.evaluations() and not run.report.exists()
     assert cli.main(words) == 0
     assert run.evaluations() and run.report.exists()
 
@@ -172,7 +173,7 @@ def busy(*_):
 if sys.argv[1] == "compiling":
     joint_run.compile_step = lambda *_: busy
 else:
-    Segmenter.volume = busy
+    Segmenter.placed = busy
 sys.exit(cli.main(["train", *sys.argv[2:]]))
 """
 

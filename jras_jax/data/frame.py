@@ -10,10 +10,11 @@ Axes: Z slices, H W rows and columns of the scan in the radiological view (see `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from jras_jax.data.resampling import winners
 
 # Slices count whose section of the body is at least this share of the largest: near the apex centre and size wander.
 LARGE = 0.5
@@ -21,7 +22,6 @@ LARGE = 0.5
 SHIFT = 0.55
 # A frame without this many pixels of the body is none.
 LEAST = 4.0
-Points = Callable[[np.ndarray], np.ndarray]
 
 
 class FrameRule(NamedTuple):
@@ -79,11 +79,11 @@ def frame_of(shares: np.ndarray, sizes: tuple[float, float], rule: FrameRule) ->
     """
     import scipy.ndimage  # a tenth of a second, which whole slices need not wait for
 
-    foreground = scipy.ndimage.label(shares.argmax(-1) > 0, np.ones((3, 3, 3)))[0]
+    foreground = scipy.ndimage.label(winners(shares)[0], np.ones((3, 3, 3)))[0]
     if not foreground.any():
         return None
     kept = foreground == 1 + np.argmax(np.bincount(foreground.ravel())[1:])
-    body = shares[..., list(rule.body)].sum(-1) * kept
+    body = np.sum([shares[..., label] for label in rule.body], 0) * kept
     area = body.sum((1, 2))
     large = np.flatnonzero((area >= LARGE * area.max()) & (area > 0))
     if area.max() < LEAST:
@@ -139,56 +139,6 @@ def placement(frame: Frame, sizes: tuple[float, float], image_size: int, rule: F
     turned = np.array([[cos, -sin], [sin, cos]])
     matrix = unit * turned / np.array(sizes)[:, None]
     return Placement(matrix, np.array([frame.row, frame.column]) / sizes, (image_size - 1) / 2)
-
-
-class Taps(NamedTuple):
-    """A linear map from one image to another: pixel i of the result is the sum over t of weights[t, i] times pixel
-    indices[t, i] of the source. indices: (T, n) int32 into the flat source. weights: (T, n) float32."""
-
-    indices: np.ndarray
-    weights: np.ndarray
-
-
-def sampling(out: tuple[int, int], source: tuple[int, int], points: Points, step: float) -> Taps:
-    """The map that samples an image (source) at one place for each pixel of another (out).
-
-    Each pixel is the mean of bilinear samples spread over its own area, so that a coarse grid does not alias.
-
-    Args:
-      out, source: heights and widths.
-      points: takes positions (n, 2) in pixels of `out`, returns them in pixels of `source`.
-      step: pixels of `source` from one pixel of `out` to the next, along the axis where it is larger.
-
-    Returns:
-      The map for n = out[0] * out[1] pixels; a sample outside the source has no weight.
-    """
-    side, last = max(1, round(step)), np.array(source) - 1
-    offsets = (np.arange(side) + 0.5) / side - 0.5
-    grid = np.stack(np.meshgrid(np.arange(out[0]), np.arange(out[1]), indexing="ij"), -1).reshape(-1, 2)
-    indices, weights = [], []
-    for down in offsets:
-        for right in offsets:
-            at = points(grid + (down, right))
-            inside = ((at >= -0.5) & (at <= last + 0.5)).all(-1) / side**2
-            at = np.clip(at, 0, last)
-            low = np.minimum(at.astype(np.int32), np.maximum(last - 1, 0))
-            part = at - low
-            high = np.minimum(low + 1, last)
-            for row, weight in ((low[:, 0], 1 - part[:, 0]), (high[:, 0], part[:, 0])):
-                for column, share in ((low[:, 1], 1 - part[:, 1]), (high[:, 1], part[:, 1])):
-                    indices.append(row * source[1] + column)
-                    weights.append(inside * weight * share)
-    return Taps(np.array(indices, np.int32), np.array(weights, np.float32))
-
-
-def sampled(taps: Taps, images: np.ndarray, out: tuple[int, int]) -> np.ndarray:
-    """Applies a map of `sampling` to (Z, H, W) or (Z, H, W, C) -> (Z, *out[, C]) float32."""
-    z, h, w, *channels = images.shape
-    flat = np.ascontiguousarray(np.moveaxis(images.reshape(z, h * w, -1), 1, 0).reshape(h * w, -1), np.float32)
-    result = np.zeros((out[0] * out[1], flat.shape[1]), np.float32)
-    for index, weight in zip(taps.indices, taps.weights, strict=True):
-        result += weight[:, None] * flat[index]
-    return np.ascontiguousarray(np.moveaxis(result.reshape(*out, z, -1), 2, 0)).reshape(z, *out, *channels)
 
 
 @dataclasses.dataclass(frozen=True)

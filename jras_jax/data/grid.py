@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jras_jax.data import NUM_CLASSES, Volume, axes
-from jras_jax.data.frame import Frame, FrameRule, Located, Placement, Taps, frame_of, placement, sampled, sampling
+from jras_jax.data.frame import Frame, FrameRule, Located, Placement, frame_of, placement
+from jras_jax.data.resampling import along_axes, resampling, sampled, sampling, winners, with_background
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 class Grid(NamedTuple):
@@ -103,15 +107,13 @@ class GridMap:
     def to_model(self, volume: np.ndarray) -> np.ndarray:
         """(X, Y, Z) or (X, Y, Z, C) of any real type -> (Z, S, S) or (Z, S, S, C) float32; 0 outside the scan."""
         (rows, cols), size = self._sizes(), self.image_size
-        a = _resampling(size, rows, self.scale[0])
-        b = _resampling(size, cols, self.scale[1])
-        return _separable(a, b, np.moveaxis(self.oriented(volume), 2, 0))
+        a = resampling(size, rows, self.scale[0])
+        b = resampling(size, cols, self.scale[1])
+        return along_axes(a, b, np.moveaxis(self.oriented(volume), 2, 0))
 
     def labels_to_model(self, mask: np.ndarray) -> np.ndarray:
         """(X, Y, Z) labels -> (Z, S, S) uint8: the class with the largest share of the pixel."""
-        shares = self.to_model(_onehot(mask, self.num_classes)[..., 1:])
-        background = 1.0 - shares.sum(-1, keepdims=True)
-        return np.argmax(np.concatenate([background, shares], -1), -1).astype(np.uint8)
+        return winners(with_background(self.to_model(_onehot(mask, self.num_classes)[..., 1:])))[0]
 
     def probabilities_to_native(self, probabilities: np.ndarray) -> np.ndarray:
         """(Z, S, S, C) class probabilities -> (X, Y, Z, C) float32; background outside the model grid."""
@@ -119,27 +121,20 @@ class GridMap:
 
     def to_native(self, probabilities: np.ndarray) -> np.ndarray:
         """(Z, S, S, C) class probabilities -> (X, Y, Z) uint8 labels; background outside the model grid."""
-        native = self._resampled_back(probabilities)
-        # The first of the largest, as argmax has it, which is several times slower along a short axis.
-        best = native[..., 0].copy()
-        labels = np.zeros(best.shape, np.uint8)
-        for label in range(1, native.shape[-1]):
-            larger = native[..., label] > best
-            labels[larger] = label
-            np.maximum(best, native[..., label], out=best)
+        labels, _ = winners(self._resampled_back(probabilities))
         return np.ascontiguousarray(self._native(np.moveaxis(labels, 0, 2)))
 
     def _resampled_back(self, probabilities: np.ndarray) -> np.ndarray:
         """(Z, S, S, C) -> (Z, rows, columns, C) at the native resolution; each class is contiguous in memory."""
         rows, cols = self._sizes()
-        a = _resampling(rows, self.image_size, 1 / self.scale[0])
-        b = _resampling(cols, self.image_size, 1 / self.scale[1])
+        a = resampling(rows, self.image_size, 1 / self.scale[0])
+        b = resampling(cols, self.image_size, 1 / self.scale[1])
         depth, classes = len(probabilities), probabilities.shape[-1]
         native = np.empty((classes, depth, rows, cols), np.float32)
         # What the grid does not cover has no probability at all: the rest belongs to the background.
         native[0] = 1.0
         for label in range(1, classes):
-            native[label] = _separable(a, b, probabilities[..., label])
+            native[label] = along_axes(a, b, probabilities[..., label])
             native[0] -= native[label]
         return np.moveaxis(native, 0, -1)
 
@@ -160,16 +155,15 @@ class FrameMap(GridMap):
         return sampled(self._way_to_model, np.moveaxis(self.oriented(volume), 2, 0), size)
 
     @functools.cached_property
-    def _way_to_model(self) -> Taps:
+    def _way_to_model(self) -> scipy.sparse.csr_array:
         """Kept, as images and masks take the same way."""
         return self._way((self.image_size, self.image_size), self._sizes(), self.placement)
 
     def _resampled_back(self, probabilities: np.ndarray) -> np.ndarray:
         way = self._way(self._sizes(), (self.image_size, self.image_size), self.placement.inverse())
-        native = sampled(way, probabilities[..., 1:], self._sizes())
-        return np.concatenate([1.0 - native.sum(-1, keepdims=True), native], -1)
+        return with_background(sampled(way, probabilities[..., 1:], self._sizes()))
 
-    def _way(self, out: tuple[int, int], source: tuple[int, int], place: Placement) -> Taps:
+    def _way(self, out: tuple[int, int], source: tuple[int, int], place: Placement) -> scipy.sparse.csr_array:
         shift = self.placement.centre if place is not self.placement else np.full(2, place.middle)
         points = lambda at: (at - shift) @ place.matrix.T + place.centre  # noqa: E731
         return sampling(out, source, points=points, step=float(np.linalg.norm(place.matrix, axis=0).max()))
@@ -218,28 +212,6 @@ def orientation(affine: np.ndarray) -> tuple[bool, bool, bool]:
     return choice
 
 
-@functools.lru_cache(maxsize=512)
-def _resampling(size_out: int, size_in: int, scale: float) -> np.ndarray:
-    """(size_out, size_in) float32 matrix: linear resampling about the common centre, low-passed when it shrinks."""
-    centres = (np.arange(size_out) - (size_out - 1) / 2) / scale + (size_in - 1) / 2
-    distance = np.abs(centres[:, None] - np.arange(size_in)[None])
-    weights = np.maximum(0.0, 1.0 - distance * min(scale, 1.0))
-    total = weights.sum(1, keepdims=True)
-    inside = (centres >= -0.5) & (centres <= size_in - 0.5)
-    weights = np.where(inside[:, None], weights / np.maximum(total, 1e-12), 0.0).astype(np.float32)
-    weights.setflags(write=False)
-    return weights
-
-
-def _separable(a: np.ndarray, b: np.ndarray, slices: np.ndarray) -> np.ndarray:
-    """Applies `a` along axis 1 and `b` along axis 2 of (Z, rows, columns[, C])."""
-    if slices.ndim == 4:
-        return np.stack([_separable(a, b, slices[..., c]) for c in range(slices.shape[-1])], -1)
-    depth, rows, cols = slices.shape
-    across = slices.astype(np.float32, order="C").reshape(depth * rows, cols) @ b.T
-    return np.matmul(a, across.reshape(depth, rows, len(b)))
-
-
 def to_uint8(image: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
     """(X, Y, Z[, C]) intensities -> uint8, the two percentiles of each channel mapped to 0 and 255, clipped."""
     if image.ndim == 4:
@@ -275,12 +247,14 @@ class VolumeSlices(NamedTuple):
       images: (Z, S, S[, C]) uint8, C of several channels or 3 of `stacked`. masks: (Z, S, S) uint8 or None.
       mapping: between the two grids.
       located: where its frame is; None if the model sees whole slices.
+      scan: (X, Y, Z) uint8, the volume as stored, of which a crop may still be cut; None where none will be.
     """
 
     images: np.ndarray
     masks: np.ndarray | None
     mapping: GridMap
     located: Located | None = None
+    scan: np.ndarray | None = None
 
     @property
     def wholes(self) -> np.ndarray:
@@ -302,7 +276,9 @@ def volume_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlic
 
 def whole_slices(volume: Volume, grid: Grid, slice_axis: int = 2) -> VolumeSlices:
     """The slices of a volume on `grid.whole`, as the locator sees them: without their masks, which it is not shown."""
-    return _on_grid(dataclasses.replace(volume, mask=None), grid.whole, grid_map(volume, grid.whole, slice_axis))
+    scan = to_uint8(volume.image, grid.percentiles)
+    mapping = grid_map(volume, grid.whole, slice_axis)
+    return _on_grid(dataclasses.replace(volume, mask=None), grid.whole, mapping, scan)._replace(scan=scan)
 
 
 def framed_slices(volume: Volume, grid: Grid, whole: VolumeSlices, frame: Frame | None) -> VolumeSlices:
@@ -319,11 +295,11 @@ def framed_slices(volume: Volume, grid: Grid, whole: VolumeSlices, frame: Frame 
         fields = {f.name: getattr(mapping, f.name) for f in dataclasses.fields(mapping)}
         mapping = FrameMap(**fields, placement=place)
         corners = whole.mapping.on_model(place.corners())
-    return _on_grid(volume, grid, mapping)._replace(located=Located(frame, whole.images, corners))
+    return _on_grid(volume, grid, mapping, whole.scan)._replace(located=Located(frame, whole.images, corners))
 
 
-def _on_grid(volume: Volume, grid: Grid, mapping: GridMap) -> VolumeSlices:
-    images = mapping.to_model(to_uint8(volume.image, grid.percentiles))
+def _on_grid(volume: Volume, grid: Grid, mapping: GridMap, scan: np.ndarray | None = None) -> VolumeSlices:
+    images = mapping.to_model(to_uint8(volume.image, grid.percentiles) if scan is None else scan)
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     masks = mapping.labels_to_model(volume.mask) if volume.mask is not None else None
     return VolumeSlices(stacked(images) if grid.neighbours else images, masks, mapping)
@@ -364,5 +340,5 @@ def located_frame(volume: Volume, grid: Grid, whole: GridMap, probabilities: np.
 
 
 def _onehot(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Labels (...) -> (..., C) float32."""
-    return (labels[..., None] == np.arange(num_classes)).astype(np.float32)
+    """Labels (...) -> (..., C) float32, each class contiguous in memory."""
+    return np.moveaxis(np.stack([labels == label for label in range(num_classes)]).astype(np.float32), 0, -1)

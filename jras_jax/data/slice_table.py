@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jras_jax import threads
 from jras_jax.data import Volume
 from jras_jax.data.description import CARDIAC, DatasetDescription
 from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.errors import UserError
+
+PLACERS = min(8, os.cpu_count() or 1)  # threads that bring volumes to the model grid
 
 # The arrays of a table, one entry per row.
 ROWS = (
@@ -117,9 +121,10 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
     }
     parts |= {"vendor": [], "neighbours": [], "wholes": [], "corners": []}
     start = 0
-    for number, volume in enumerate(volumes):
-        images, masks, _, located = volume_slices(volume, grid)
-        masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
+    placed = threads.in_order(lambda v: volume_slices(v, grid), volumes, threads=PLACERS, ahead=2 * PLACERS)
+    for number, (volume, slices) in enumerate(zip(volumes, placed, strict=True)):
+        images, located = slices.images, slices.located
+        masks = np.zeros(images.shape[:3], np.uint8) if slices.masks is None else slices.masks
         kept = np.flatnonzero(masks.any((1, 2))) if drop_empty else np.arange(len(images))
         if not len(kept):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -67,7 +68,7 @@ def choose(
         def score(volume: Volume, prediction: VolumePrediction, rules: list[str] = rules) -> list[list[Row]]:
             return [[*evaluator.case_rows(volume, postprocessed(prediction, rule))] for rule in rules]
 
-        predicted = evaluator.predictions(segmenter, progress(title, volumes), table)
+        predicted = evaluator.predictions(segmenter, volumes, table, progress=functools.partial(progress, title))
         for _, _, rows_by_rule in evaluator.beside(predicted, score):
             for i, rows in zip(ways, rows_by_rule, strict=True):
                 scored[i] += rows

@@ -54,7 +54,7 @@ def evaluate(
     submission: str | pathlib.Path | None = None,
     keep: Collection[str] | None = None,
     other: str | None = None,
-    progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
+    progress: Callable[[Sequence[Volume]], Iterable[Volume]] = iter,
 ) -> dict[str, Any]:
     """Evaluates a run on `config.eval.split` and writes the files of that evaluation, whole or not at all.
 
@@ -69,7 +69,7 @@ def evaluate(
       keep: names of the cases to keep evidence of; None is `eval.evidence_cases` of them.
       other: a gallery that guides in place of the run's own, see `TrainedRun.open_gallery`; the leak rule knows its
         patients by their names.
-      progress: wraps the volumes to show how far the evaluation is.
+      progress: goes on with each volume that is done, to show how far the evaluation is; may raise.
 
     Returns:
       The summary, as written to summary.json.

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from jras_jax import threads
 from jras_jax.data import Volume
 from jras_jax.data.dice import structure_counts
+from jras_jax.data.grid import VolumeSlices
 from jras_jax.data.load import RunData
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.evaluation import metrics
+from jras_jax.inference.full_batches import FullBatches
 from jras_jax.inference.postprocess import postprocessed
-from jras_jax.inference.predictions import VolumePrediction
+from jras_jax.inference.predictions import SlicePredictions, VolumePrediction, on_scan
 from jras_jax.inference.segmenter import Segmenter
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 from jras_jax.retrieval import measures
 
-SCORERS, WAITING = 2, 2  # threads that score, and predictions that wait for them
+# Threads that bring volumes to the model grid, and predictions back; and those that score.
+PLACERS, FINISHERS, SCORERS = 2, 2, 2
+AHEAD, WAITING = 3, 2  # volumes that are being placed, and predictions that wait for the scorers
 Score = TypeVar("Score")
 
 
@@ -49,16 +57,59 @@ def gallery_numbers(volume: Volume, table: SliceTable | None) -> tuple[int, np.n
 
 def predictions(
     segmenter: Segmenter,
-    volumes: Iterable[Volume],
+    volumes: Sequence[Volume],
     table: SliceTable | None,
     *,
     rule: str = "none",
-    progress: Callable[[Iterable[Volume]], Iterable[Volume]] = iter,
-) -> Iterable[tuple[Volume, VolumePrediction]]:
-    """Segments volumes one after another, post-processed by `rule` (see `postprocessed`)."""
-    for volume in progress(volumes):
-        patient, rows = gallery_numbers(volume, table)
-        yield volume, postprocessed(segmenter.volume(volume, patient, rows), rule)
+    progress: Callable[[Sequence[Volume]], Iterable[Volume]] = iter,
+) -> Iterator[tuple[Volume, VolumePrediction]]:
+    """Segments volumes, in their order, post-processed by `rule` (see `postprocessed`).
+
+    Threads bring volumes to the model grid and predictions back to the scans' grids, while the network segments others
+    in batches that are full across volumes. `progress` goes on with each volume that is done, and may raise.
+    """
+    with contextlib.closing(_streamed(segmenter, volumes, table, rule)) as ends:
+        yield from (end for _, end in zip(progress(volumes), ends, strict=True))
+
+
+def _streamed(
+    segmenter: Segmenter, volumes: Sequence[Volume], table: SliceTable | None, rule: str
+) -> Generator[tuple[Volume, VolumePrediction], None, None]:
+    ends: dict[int, concurrent.futures.Future[tuple[Volume, VolumePrediction]]] = {}
+    # Several hosts place one volume after another: the locator's program runs on the devices of all, in the same order.
+    ahead = AHEAD if jax.process_count() == 1 else 0
+    placed = threads.in_order(segmenter.placed, volumes, threads=PLACERS, ahead=ahead)
+    batches, told = FullBatches(segmenter), 0
+    with concurrent.futures.ThreadPoolExecutor(FINISHERS, "finisher") as finishing, contextlib.closing(placed):
+        for number, (volume, slices) in enumerate(zip(volumes, placed, strict=True)):
+            patient, rows = gallery_numbers(volume, table)
+            finish = functools.partial(_finished, volume, patient, rule)
+            done = functools.partial(_submit, ends, number, finishing, finish)
+            batches.add(volume, slices, patient, rows, done=done)
+            while len(ends) > WAITING and told in ends:
+                yield ends.pop(told).result()
+                told += 1
+        batches.flush()
+        while ends:
+            yield ends.pop(told).result()
+            told += 1
+
+
+def _submit(
+    ends: dict[int, concurrent.futures.Future[Any]],
+    number: int,
+    pool: concurrent.futures.Executor,
+    finish: Callable[..., Any],
+    slices: VolumeSlices,
+    predicted: SlicePredictions,
+) -> None:
+    ends[number] = pool.submit(finish, slices, predicted)
+
+
+def _finished(
+    volume: Volume, patient: int, rule: str, slices: VolumeSlices, predicted: SlicePredictions
+) -> tuple[Volume, VolumePrediction]:
+    return volume, postprocessed(on_scan(slices, predicted, patient), rule)
 
 
 def beside(
@@ -113,19 +164,20 @@ def position_rows(volume: Volume, prediction: VolumePrediction) -> list[dict[str
 
 def validate(
     segmenter: Segmenter,
-    volumes: Iterable[Volume],
+    volumes: Sequence[Volume],
     table: SliceTable | None,
     *,
+    progress: Callable[[Sequence[Volume]], Iterable[Volume]] = iter,
     seen: Callable[[Volume, VolumePrediction], None] = lambda volume, prediction: None,
 ) -> dict[str, float]:
     """Mean 3-D Dice over volumes: 'val/dice', 'val/dice_RV', ...; the retriever's 'val/retrieval_dice_1' and more.
 
-    `seen` is called with each volume and its prediction.
+    `progress` is as in `predictions`; `seen` is called with each volume and its prediction.
     """
     start = time.monotonic()
     scores: list[dict[str, float]] = []
     retrieved = RetrievedMasks(table) if table is not None else None
-    for volume, prediction in predictions(segmenter, volumes, table):
+    for volume, prediction in predictions(segmenter, volumes, table, progress=progress):
         assert volume.mask is not None
         counts = structure_counts(volume.mask, prediction.labels, volume.description.structures)
         scores.append({name: c.dice for name, c in counts.items()})

@@ -70,7 +70,7 @@ class GuidedSegmenter:
         for start in range(0, len(arrays[0]), size):
             chunk = [x[start : start + size] for x in arrays]
             put = [mesh.put_whole(self._mesh, filled(x, size)) for x in chunk]
-            out = program(self._segmenter.variables, self._segmenter.gallery, *put)
+            out = self._segmenter.launched(program, self._segmenter.variables, self._segmenter.gallery, *put)
             parts.append(np.asarray(out)[: len(chunk[0])])
         return np.concatenate(parts)
 

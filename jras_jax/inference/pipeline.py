@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jras_jax import files
+from jras_jax.data.grid import VolumeSlices
 from jras_jax.errors import UserError, printable
+from jras_jax.inference.full_batches import FullBatches
 from jras_jax.inference.predictions import SlicePredictions
 from jras_jax.inference.scans import Note, OpenedScan, Task, open_scan, write_results
-from jras_jax.inference.segmenter import Segmenter, Started, fetched
+from jras_jax.inference.segmenter import Segmenter
 from jras_jax.inference.trained_run import RunGallery, TrainedRun
 
 MEMORY = 1 << 30  # bytes
 AHEAD = 3  # scans that are being read, or wait for the network
 READERS, WRITERS = 2, 2  # threads
-ON_DEVICE = 2  # batches that an accelerator has at once: it computes one while the one before is copied
 Tell = Callable[[int, Task, str], None]
 
 
@@ -106,63 +106,31 @@ class _Scan:
     """A scan on its way: what was read of it, and the predictions that the network has made of it so far.
 
     Attributes:
-      missing: slices without a prediction.
       bytes: what it takes until it is written.
     """
 
     def __init__(self, number: int, opened: OpenedScan):
         self.number, self.opened = number, opened
-        images = [s.images for s in opened.ready.slices]
-        classes = opened.ready.slices[0].mapping.num_classes
-        self.missing = sum(map(len, images))
-        maps = 2 * sum(opened.task.maps) * (classes + 1) * opened.scan.array.size
-        self.bytes = 2 * opened.scan.array.nbytes + sum(x.nbytes for x in images) * (1 + 4 * classes) + maps
-        self._parts: list[list[SlicePredictions]] = [[] for _ in images]
-        self._rounds = 0
+        slices = opened.ready.slices
+        images = sum(s.images.nbytes for s in slices) * (1 + 4 * slices[0].mapping.num_classes)
+        maps = 2 * sum(opened.task.maps) * (slices[0].mapping.num_classes + 1) * opened.scan.array.size
+        self.bytes = 2 * opened.scan.array.nbytes + images + maps
+        self._predicted: dict[int, tuple[VolumeSlices, SlicePredictions]] = {}
 
-    def take(self, frame: int, part: SlicePredictions) -> None:
-        """Takes the predictions of the next slices of a frame."""
-        self._parts[frame].append(part)
-        self.missing -= len(part.probabilities)
+    def take(self, frame: int, slices: VolumeSlices, predicted: SlicePredictions) -> bool:
+        """Takes a frame's prediction and the slices that it was made of; whether all frames are there."""
+        self._predicted[frame] = slices, predicted
+        return len(self._predicted) == len(self.opened.ready.slices)
 
-    def again(self, segmenter: Segmenter) -> list[int]:
-        """Takes better frames of the heart where there are any; the frames of the scan to be segmented again."""
-        self._rounds += 1
-        if self._rounds >= segmenter.rounds:
-            return []
-        ready, predicted, numbers = self.opened.ready, self.predictions(), []
-        slices = list(ready.slices)
-        for number, (volume, part) in enumerate(zip(ready.volumes, predicted, strict=True)):
-            if (better := segmenter.refined(volume, slices[number], part)) is not None:
-                slices[number] = better
-                self._parts[number] = []
-                self.missing += len(better.images)
-                numbers.append(number)
-        self.opened = self.opened._replace(ready=ready._replace(slices=slices))
-        return numbers
-
-    def predictions(self) -> list[SlicePredictions]:
-        """For each frame."""
-        return [SlicePredictions(*(np.concatenate(p) for p in zip(*own, strict=True))) for own in self._parts]
-
-
-class _Slices(NamedTuple):
-    """Slices of one frame, from row `first` on, that wait for the network."""
-
-    scan: _Scan
-    frame: int
-    first: int
-    images: np.ndarray
-    rows: np.ndarray
-
-    def split(self, count: int) -> tuple[_Slices, _Slices]:
-        """The first `count` of them, and the others."""
-        rest = self._replace(first=self.first + count, images=self.images[count:], rows=self.rows[count:])
-        return self._replace(images=self.images[:count], rows=self.rows[:count]), rest
+    def predictions(self) -> tuple[OpenedScan, list[SlicePredictions]]:
+        """The scan with the slices that were segmented, and the predictions, frame by frame."""
+        frames = [self._predicted[frame] for frame in sorted(self._predicted)]
+        ready = self.opened.ready._replace(slices=[slices for slices, _ in frames])
+        return self.opened._replace(ready=ready), [predicted for _, predicted in frames]
 
 
 class _Work:
-    """The network's part; all of it happens in the calling thread, and in an order that the tasks alone decide."""
+    """From the scans that were read to the writers; all of it happens in the calling thread."""
 
     def __init__(
         self,
@@ -174,85 +142,37 @@ class _Work:
     ):
         self.ends = ends
         self._run, self._gallery, self._segmenter, self._writing = run, gallery, segmenter, writing
-        self._waiting: list[_Slices] = []
-        self._on_device = collections.deque[tuple[list[_Slices], Started]]()
+        self._batches, self._unfinished = FullBatches(segmenter), set[_Scan]()
 
     def add(self, scan: _Scan) -> None:
         """Takes a scan; waits while too much is held."""
         ready = scan.opened.ready
-        if ready.gallery is not None or self._segmenter.draws or self._segmenter.reads_truth:
-            self._alone(scan)
-        else:
-            for frame, (slices, rows) in enumerate(zip(ready.slices, ready.rows, strict=True)):
-                self._waiting.append(_Slices(scan, frame, first=0, images=slices.images, rows=rows))
-            while sum(len(w.images) for w in self._waiting) >= self._segmenter.batch_size:
-                self._start()
-        if sum(s.bytes for s in {w.scan for w in self._waiting}) > MEMORY:
+        alone = ready.segmenter(self._segmenter) if ready.gallery is not None else None
+        self._unfinished.add(scan)
+        try:
+            for frame, (volume, slices) in enumerate(zip(ready.volumes, ready.slices, strict=True)):
+                done = functools.partial(self._take, scan, frame)
+                self._batches.add(volume, slices, ready.patient, ready.rows[frame], done=done, alone=alone)
+        except UserError as e:
+            self._unfinished.discard(scan)
+            self.ends.put(scan.number, e)
+        if sum(s.bytes for s in self._unfinished) > MEMORY:
             self.flush()
         self.ends.settle(until=MEMORY)
 
     def flush(self) -> None:
         """Gives the network all that waits."""
-        while self._waiting or self._on_device:
-            if self._waiting:
-                self._start()
-            else:
-                self._fetch()
+        self._batches.flush()
 
-    def _start(self) -> None:
-        """Starts the next batch, and fetches an earlier one if there are too many."""
-        batch: list[_Slices] = []
-        room = self._segmenter.batch_size
-        while self._waiting and room:
-            part, rest = self._waiting.pop(0).split(room)
-            room -= len(part.images)
-            batch.append(part)
-            if len(rest.images):
-                self._waiting.insert(0, rest)
-        patient = np.concatenate([np.full(len(p.images), p.scan.opened.ready.patient, np.int32) for p in batch])
-        images, rows = (np.concatenate(x) for x in ([p.images for p in batch], [p.rows for p in batch]))
-        self._on_device.append((batch, self._segmenter.started(images, patient, rows)))
-        while len(self._on_device) >= ON_DEVICE:
-            self._fetch()
+    def _take(self, scan: _Scan, frame: int, slices: VolumeSlices, predicted: SlicePredictions) -> None:
+        """Takes a frame's prediction, and has the scan written when it is the last one."""
+        if not scan.take(frame, slices, predicted):
+            return
+        self._unfinished.discard(scan)
 
-    def _fetch(self) -> None:
-        """Brings the oldest batch to the host, and hands complete scans to the writers."""
-        batch, started = self._on_device.popleft()
-        predicted, first = fetched(started), 0
-        for part in batch:
-            own = slice(first, first := first + len(part.images))
-            part.scan.take(part.frame, SlicePredictions(*(x[own] for x in predicted)))
-            if not part.scan.missing:
-                self._settle(part.scan)
-
-    def _settle(self, scan: _Scan) -> None:
-        """Writes a scan, or lets frames wait again that have a better frame of the heart."""
-        again = scan.again(self._segmenter)
-        ready = scan.opened.ready
-        for frame in again:
-            self._waiting.append(
-                _Slices(scan, frame, first=0, images=ready.slices[frame].images, rows=ready.rows[frame])
-            )
-        if not again:
-            self._write(scan)
-
-    def _alone(self, scan: _Scan) -> None:
-        """Segments a scan in batches of its own: it has a gallery of its own, or what is drawn depends on the batch."""
-        ready = scan.opened.ready
-        segmenter = ready.segmenter(self._segmenter)
-        try:
-            ready, predicted = ready.segmented(segmenter)
-            scan.opened = scan.opened._replace(ready=ready)
-            for frame, part in enumerate(predicted):
-                scan.take(frame, part)
-        except UserError as e:
-            self.ends.put(scan.number, e)
-        else:
-            self._write(scan)
-
-    def _write(self, scan: _Scan) -> None:
         def write() -> None:
-            write_results(self._run, scan.opened, predicted=scan.predictions(), gallery=self._gallery)
+            opened, predictions = scan.predictions()
+            write_results(self._run, opened, predicted=predictions, gallery=self._gallery)
 
         self.ends.put(scan.number, self._writing.submit(write), scan.bytes)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jras_jax.data.dice import dice
 from jras_jax.data.frame import Located
 from jras_jax.data.grid import GridMap, VolumeSlices
+from jras_jax.data.resampling import winners
 
 
 class SlicePredictions(NamedTuple):
@@ -72,18 +73,16 @@ class VolumePrediction:
 
 def on_scan(slices: VolumeSlices, predicted: SlicePredictions, patient: int) -> VolumePrediction:
     """A volume's prediction, brought from the model grid to its native one."""
-    images, masks, mapping, located = slices
     entropy, expected = (f(predicted.probabilities) for f in (predictive_entropy, expected_dice))
-    labels = mapping.to_native(predicted.probabilities)
     return VolumePrediction(
-        labels,
-        images,
-        masks=masks,
+        slices.mapping.to_native(predicted.probabilities),
+        slices.images,
+        masks=slices.masks,
         slices=predicted,
-        mapping=mapping,
+        mapping=slices.mapping,
         entropy=entropy,
         patient=patient,
-        located=located,
+        located=slices.located,
         expected_dice=expected,
     )
 
@@ -101,7 +100,7 @@ def expected_dice(probabilities: np.ndarray) -> float:
     the classes. The sums run over the model grid, and post-processing does not change them.
     """
     classes = probabilities.shape[-1]
-    labels, highest = probabilities.argmax(-1).ravel(), probabilities.max(-1).ravel()
+    labels, highest = (x.ravel() for x in winners(probabilities))
     common = np.bincount(labels, weights=highest, minlength=classes)
     total = probabilities.sum((0, 1, 2), dtype=np.float64) + np.bincount(labels, minlength=classes)
     return float(dice(common, total)[1:].mean())

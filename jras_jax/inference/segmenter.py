@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ from jras_jax.data.grid import (
     whole_slices,
 )
 from jras_jax.errors import UserError
-from jras_jax.inference.predictions import SlicePredictions, VolumePrediction, on_scan
+from jras_jax.inference.predictions import SlicePredictions
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
 from jras_jax.retrieval.selection import Selection
@@ -102,6 +103,7 @@ class Segmenter:
         self.angles = self.ROTATIONS if tta else ()
         bound = functools.partial(forward, model=model, selection=selection, mesh=device_mesh, angles=self.angles)
         self.program: Any = jax.jit(bound, out_shardings=mesh.replicated(device_mesh))
+        self._launching = threading.Lock()
         locate = functools.partial(_locate, model=model)
         self.locate: Any = jax.jit(locate, out_shardings=mesh.replicated(device_mesh))
 
@@ -157,7 +159,7 @@ class Segmenter:
         size, parts = self.batch_size, []
         for start in range(0, len(whole.images), size):
             chunk = whole.images[start : start + size]
-            out = self.locate(self.variables, mesh.put_whole(self.mesh, filled(chunk, size)))
+            out = self.launched(self.locate, self.variables, mesh.put_whole(self.mesh, filled(chunk, size)))
             parts.append(np.asarray(out)[: len(chunk)])
         frame = located_frame(volume, self.grid, whole=whole.mapping, probabilities=np.concatenate(parts))
         return framed_slices(volume, self.grid, whole=whole, frame=frame)
@@ -182,25 +184,21 @@ class Segmenter:
         true = put(filled(truth, size)) if self.reads_truth and truth is not None else None
         chunk, whose = put(filled(images, size)), put(filled(patient.astype(np.int32), size, -1))
         own = put(filled(rows.astype(np.int32), size, -1))
-        return Started(len(images), self.program(self.variables, self.gallery, chunk, whose, own, key, true))
+        outputs = self.launched(self.program, self.variables, self.gallery, chunk, whose, own, key, true)
+        return Started(len(images), outputs)
 
-    def volume(
-        self,
-        volume: Volume,
-        patient: int = -1,
-        rows: np.ndarray | None = None,
-        slices: VolumeSlices | None = None,
-    ) -> VolumePrediction:
-        """Segments a volume on its native grid.
+    def launched(self, program: Any, *arguments: Any) -> Any:
+        """Calls a program, and no other thread another one meanwhile.
 
-        `patient` and `rows` (Z,) are as in `slices`; `slices` are the volume's own on this grid if they are at hand.
+        Over several devices two programs launched at once may wait for each other's collectives forever.
         """
-        return on_scan(*self.settled(volume, slices or self.placed(volume), patient=patient, rows=rows), patient)
+        with self._launching:
+            return program(*arguments)
 
     def settled(
         self, volume: Volume, slices: VolumeSlices, patient: int, rows: np.ndarray | None
     ) -> tuple[VolumeSlices, SlicePredictions]:
-        """Segments the slices of a volume, again in a better frame if there is one; see `refined`."""
+        """Segments the slices of a volume, again in a better frame if there is one; see `refined` and `slices`."""
         predicted = self.slices(slices.images, patient, rows=rows, truth=slices.masks)
         for _ in range(self.rounds - 1):
             better = self.refined(volume, slices, predicted)

@@ -116,7 +116,7 @@ class TrainingRun(Task):
         segmenter = self.segmenter.using(variables, live.embedded_by(variables) if live else None)
         table = live.table if live else None
         samples = Samples(table)
-        values = evaluator.validate(segmenter, watched(volumes), table, seen=samples.add)
+        values = evaluator.validate(segmenter, volumes, table, progress=watched, seen=samples.add)
         self.images = samples.images
         return values
 

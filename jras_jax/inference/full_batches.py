@@ -1,0 +1,134 @@
+"""The network's part where many volumes are segmented: batches that are full across volumes, and second passes."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jras_jax.data import Volume
+from jras_jax.data.grid import VolumeSlices
+from jras_jax.inference.predictions import SlicePredictions
+from jras_jax.inference.segmenter import Segmenter, Started, fetched
+
+ON_DEVICE = 2  # batches that an accelerator has at once: it computes one while the one before is copied
+Done = Callable[[VolumeSlices, SlicePredictions], None]
+
+
+class _Passing:
+    """A volume on its way through the network, perhaps for the second time, see `Segmenter.refined`."""
+
+    def __init__(self, volume: Volume, slices: VolumeSlices, patient: int, rows: np.ndarray | None, done: Done):
+        self.volume, self.slices, self.patient, self.done = volume, slices, patient, done
+        self.rows = np.full(len(slices.images), -1, np.int32) if rows is None else rows
+        self.passes = 1
+        self._parts: list[SlicePredictions] = []
+
+    def take(self, part: SlicePredictions) -> bool:
+        """Takes the predictions of the next slices; whether all are there."""
+        self._parts.append(part)
+        return sum(len(p.probabilities) for p in self._parts) == len(self.slices.images)
+
+    def ended(self, segmenter: Segmenter) -> bool:
+        """Hands the predictions over, or takes a better frame of the heart, in which the volume must pass again."""
+        predicted = SlicePredictions(*(np.concatenate(p) for p in zip(*self._parts, strict=True)))
+        better = segmenter.refined(self.volume, self.slices, predicted) if self.passes < segmenter.rounds else None
+        if better is None:
+            self.done(self.slices, predicted)
+            return True
+        self.slices, self._parts = better, []
+        self.passes += 1
+        return False
+
+
+class _Waiting(NamedTuple):
+    """Slices `first` to `last` of a volume that wait for the network."""
+
+    volume: _Passing
+    first: int
+    last: int
+
+
+class FullBatches:
+    """Gives the slices of volumes to a segmenter, in batches that are full across volumes.
+
+    Everything happens in the calling thread, in an order that the volumes alone decide. What else is in its batch does
+    not change a slice's prediction, apart from rounding. Volumes whose guides are drawn or chosen by their true masks
+    have batches of their own.
+
+    Args:
+      segmenter: with its variables and gallery.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        self._segmenter = segmenter
+        self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._on_device: collections.deque[tuple[list[_Waiting], Started]] = collections.deque()
+
+    def add(
+        self,
+        volume: Volume,
+        slices: VolumeSlices,
+        patient: int,
+        rows: np.ndarray | None,
+        done: Done,
+        alone: Segmenter | None = None,
+    ) -> None:
+        """Takes a volume.
+
+        Args:
+          volume, slices: the volume, and its slices on the model grid.
+          patient, rows: see `Segmenter.slices`.
+          done: is called, now or at a later `add` or `flush`, with the slices and their predictions.
+          alone: segments this volume in place of the segmenter, in batches of its own.
+
+        Raises:
+          UserError: see `Segmenter.slices`.
+        """
+        if alone is not None or self._segmenter.draws or self._segmenter.reads_truth:
+            done(*(alone or self._segmenter).settled(volume, slices, patient, rows))
+            return
+        self._queue(_Passing(volume, slices, patient, rows, done))
+        while sum(w.last - w.first for w in self._waiting) >= self._segmenter.batch_size:
+            self._start()
+
+    def flush(self) -> None:
+        """Gives the network all that waits, and waits for it."""
+        while self._waiting or self._on_device:
+            if self._waiting:
+                self._start()
+            else:
+                self._fetch()
+
+    def _queue(self, passing: _Passing) -> None:
+        self._waiting.append(_Waiting(passing, 0, len(passing.slices.images)))
+
+    def _start(self) -> None:
+        """Starts the next batch, and fetches an earlier one if there are too many."""
+        batch: list[_Waiting] = []
+        room = self._segmenter.batch_size
+        while self._waiting and room:
+            part = self._waiting.popleft()
+            middle = min(part.last, part.first + room)
+            batch.append(part._replace(last=middle))
+            room -= middle - part.first
+            if middle < part.last:
+                self._waiting.appendleft(part._replace(first=middle))
+        images = np.concatenate([p.volume.slices.images[p.first : p.last] for p in batch])
+        rows = np.concatenate([p.volume.rows[p.first : p.last] for p in batch])
+        patient = np.concatenate([np.full(p.last - p.first, p.volume.patient, np.int32) for p in batch])
+        self._on_device.append((batch, self._segmenter.started(images, patient, rows)))
+        while len(self._on_device) >= ON_DEVICE:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Brings the oldest batch to the host; volumes that are complete are handed over, or wait again."""
+        batch, started = self._on_device.popleft()
+        predicted, at = fetched(started), 0
+        for part in batch:
+            own = slice(at, at := at + part.last - part.first)
+            complete = part.volume.take(SlicePredictions(*(x[own] for x in predicted)))
+            if complete and not part.volume.ended(self._segmenter):
+                self._queue(part.volume)
