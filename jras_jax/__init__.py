@@ -37,7 +37,7 @@ _HOMES = {
     "RunGallery": "inference.trained_run",
     "TrainedRun": "inference.trained_run",
     "open_run": "inference.trained_run",
-    "VolumePrediction": "inference.segmenter",
+    "VolumePrediction": "inference.predictions",
     "segment_file": "inference.scans",
     "segment_files": "inference.pipeline",
     "tasks": "inference.scans",

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jras_jax.data import Volume
@@ -13,7 +14,9 @@ from jras_jax.data.grid import VolumeSlices
 from jras_jax.inference.predictions import SlicePredictions
 from jras_jax.inference.segmenter import Segmenter, Started, fetched
 
-ON_DEVICE = 2  # batches that an accelerator has at once: it computes one while the one before is copied
+# Batches that an accelerator has at once: it computes one while the one before is copied. Several hosts wait for each,
+# as programs that run at the same time may exchange their data in another order on each host.
+ON_DEVICE = 2
 Done = Callable[[VolumeSlices, SlicePredictions], None]
 
 
@@ -120,7 +123,7 @@ class FullBatches:
         rows = np.concatenate([p.volume.rows[p.first : p.last] for p in batch])
         patient = np.concatenate([np.full(p.last - p.first, p.volume.patient, np.int32) for p in batch])
         self._on_device.append((batch, self._segmenter.started(images, patient, rows)))
-        while len(self._on_device) >= ON_DEVICE:
+        while len(self._on_device) >= (ON_DEVICE if jax.process_count() == 1 else 1):
             self._fetch()
 
     def _fetch(self) -> None:

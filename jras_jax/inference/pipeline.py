@@ -65,6 +65,7 @@ def segment_files(
         for number, opened in _read(run, todo, gallery=gallery, segmenter=segmenter, reading=reading):
             if isinstance(opened, UserError):
                 work.ends.put(number, opened)
+                work.ends.settle()
                 continue
             for remark in opened.remarks:
                 note(remark)
@@ -190,7 +191,6 @@ class _Ends:
         """Task `number` has a fault, or is being written and takes `size` bytes until then."""
         self._there[number] = (end, size)
         self._held += size
-        self.settle()
 
     def settle(self, until: float = float("inf")) -> None:
         """Tells of all that is done; waits for scans that are being written while more than `until` bytes are held.
