@@ -81,10 +81,16 @@ def _streamed(
     placed = threads.in_order(segmenter.placed, volumes, threads=PLACERS, ahead=ahead)
     batches, told = FullBatches(segmenter), 0
     with concurrent.futures.ThreadPoolExecutor(FINISHERS, "finisher") as finishing, contextlib.closing(placed):
+
+        def finish(
+            number: int, volume: Volume, patient: int, slices: VolumeSlices, predicted: SlicePredictions
+        ) -> None:
+            work = lambda: (volume, postprocessed(on_scan(slices, predicted, patient), rule))  # noqa: E731
+            ends[number] = finishing.submit(work)
+
         for number, (volume, slices) in enumerate(zip(volumes, placed, strict=True)):
             patient, rows = gallery_numbers(volume, table)
-            finish = functools.partial(_finished, volume, patient, rule)
-            done = functools.partial(_submit, ends, number, finishing, finish)
+            done = functools.partial(finish, number, volume, patient)
             batches.add(volume, slices, patient, rows, done=done)
             while len(ends) > WAITING and told in ends:
                 yield ends.pop(told).result()
@@ -93,23 +99,6 @@ def _streamed(
         while ends:
             yield ends.pop(told).result()
             told += 1
-
-
-def _submit(
-    ends: dict[int, concurrent.futures.Future[Any]],
-    number: int,
-    pool: concurrent.futures.Executor,
-    finish: Callable[..., Any],
-    slices: VolumeSlices,
-    predicted: SlicePredictions,
-) -> None:
-    ends[number] = pool.submit(finish, slices, predicted)
-
-
-def _finished(
-    volume: Volume, patient: int, rule: str, slices: VolumeSlices, predicted: SlicePredictions
-) -> tuple[Volume, VolumePrediction]:
-    return volume, postprocessed(on_scan(slices, predicted, patient), rule)
 
 
 def beside(
