@@ -57,7 +57,9 @@ def test_two_thousand_steps_do_not_grow_memory(tiny, tmp_path, monkeypatch):
                 heap_mb(),
                 resident_mb(),
                 len(jax.live_arrays()),
-                threading.active_count(),
+                sum(
+                    not one.name.startswith("save of step") for one in threading.enumerate()
+                ),  # chance, beside a validation
                 (start - before) / EVERY,
                 spent,
             )
@@ -79,5 +81,4 @@ def test_two_thousand_steps_do_not_grow_memory(tiny, tmp_path, monkeypatch):
     # The heap frays while it settles, so that the process holds more for the same content: some 30 MB in these steps,
     # and less and less.
     assert np.median(resident[late]) < 1.1 * np.median(resident[early])
-    assert max(arrays[late]) <= max(arrays[early])
-    assert min(threads[late]) <= max(threads[early])  # a checkpoint may be written beside a validation or not
+    assert max(arrays[late]) <= max(arrays[early]) and max(threads[late]) <= max(threads[early])
