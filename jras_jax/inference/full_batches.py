@@ -11,7 +11,7 @@ import numpy as np
 
 from jras_jax.data import Volume
 from jras_jax.data.grid import VolumeSlices
-from jras_jax.inference.predictions import SlicePredictions
+from jras_jax.inference.predictions import SlicePredictions, joined
 from jras_jax.inference.segmenter import Segmenter, Started, fetched
 
 # Batches that an accelerator has at once: it computes one while the one before is copied. Several hosts wait for each,
@@ -36,7 +36,7 @@ class _Passing:
 
     def ended(self, segmenter: Segmenter) -> bool:
         """Hands the predictions over, or takes a better frame of the heart, in which the volume must pass again."""
-        predicted = SlicePredictions(*(np.concatenate(p) for p in zip(*self._parts, strict=True)))
+        predicted = joined(self._parts)
         better = segmenter.refined(self.volume, self.slices, predicted) if self.passes < segmenter.rounds else None
         if better is None:
             self.done(self.slices, predicted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,11 @@ class SlicePredictions(NamedTuple):
     weights: np.ndarray
     similarity: np.ndarray
     agreement: np.ndarray
+
+
+def joined(parts: Iterable[SlicePredictions]) -> SlicePredictions:
+    """The predictions of slices that were made in parts, in their order."""
+    return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from jras_jax.data.grid import (
     whole_slices,
 )
 from jras_jax.errors import UserError
-from jras_jax.inference.predictions import SlicePredictions
+from jras_jax.inference.predictions import SlicePredictions, joined
 from jras_jax.retrieval import measures
 from jras_jax.retrieval.gallery import Gallery, Guides, QueryKeys
 from jras_jax.retrieval.selection import Selection
@@ -148,8 +148,7 @@ class Segmenter:
             for start in range(0, n, size)
             for at in [slice(start, start + size)]
         )
-        parts = [fetched(part) for part in started]
-        return SlicePredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+        return joined(map(fetched, started))
 
     def placed(self, volume: Volume, slice_axis: int = 2) -> VolumeSlices:
         """A volume on the model grid; in the frame of the heart as the locator finds it, whatever its mask says."""
