@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import jax
 import nibabel as nib
@@ -11,10 +12,12 @@ import pytest
 
 from jras_jax.commands import cli
 from jras_jax.data.grid import framed_slices, volume_slices
+from jras_jax.evaluation import evaluator
 from jras_jax.evaluation.evaluate import evaluate
 from jras_jax.inference.pipeline import segment_files
 from jras_jax.inference.predictions import on_scan
 from jras_jax.inference.scans import Task, segment_file
+from jras_jax.inference.segmenter import Segmenter
 from jras_jax.inference.trained_run import open_run
 from jras_jax.retrieval import gallery_files
 from jras_jax.run_folder.layout import RunFolder
@@ -123,6 +126,38 @@ def test_a_second_round_leaves_a_frame_that_is_far_from_the_mask(opened, data):
     assert better != moved and abs(better.row - frame.row) < 0.5 * frame.radius
     segmenter.rounds = 1
     assert segmenter.settled(volume, wrong, -1, None)[0].located.frame == moved
+
+
+def test_better_frames_are_looked_for_beside_the_network_and_batches_stay_full(framed, data, monkeypatch):
+    """A volume's second pass waits in line with the first passes of others; predictions are those of one by one."""
+    opened = open_run(framed, ["--config.eval.batch_size=7"])
+    gallery = opened.train_gallery(data)
+    segmenter = opened.segmenter(gallery.arrays)
+    program, calls, threads = segmenter.program, [], set()
+    segmenter.program = lambda *given: calls.append(1) or program(*given)
+    refined = Segmenter.refined
+
+    def shifted(own, volume, slices, predicted):
+        """A better frame for every second volume, whatever the first mask says."""
+        threads.add(threading.current_thread().name.split("_")[0])
+        if volume.phase == "ES":
+            return refined(own, volume, slices, predicted)
+        frame = slices.located.frame
+        whole = volume_slices(volume, opened.grid.whole)
+        return framed_slices(volume, opened.grid, whole=whole, frame=frame._replace(row=frame.row + 2.0))
+
+    monkeypatch.setattr(Segmenter, "refined", shifted)
+    volumes = data.part("test")
+    together = list(evaluator.predictions(segmenter, volumes, gallery.table))
+    batches, passes = len(calls), 0
+    assert threads == {"refiner"} and [volume.case for volume, _ in together] == [volume.case for volume in volumes]
+    for volume, found in together:
+        first = segmenter.placed(volume)
+        alone = on_scan(*segmenter.settled(volume, first, -1, None), -1)
+        passes += len(first.images) * (2 if alone.located.frame != first.located.frame else 1)
+        assert found.located.frame == alone.located.frame
+        np.testing.assert_allclose(found.slices.probabilities, alone.slices.probabilities, atol=1e-5)
+    assert batches == -(-passes // segmenter.batch_size), "only the last batch is not full"
 
 
 def test_many_scans_at_once_are_segmented_as_one_by_one(opened, tiny, data, tmp_path):

@@ -79,7 +79,7 @@ def test_a_fault_in_placing_is_raised_and_no_thread_is_left(opened, data, monkey
     monkeypatch.setattr(type(segmenter), "placed", faulty)
     with pytest.raises(ZeroDivisionError, match="of volume 2"):
         list(evaluator.predictions(segmenter, volumes, None))
-    assert not [t for t in threading.enumerate() if t.name.startswith(("in_order", "finisher"))]
+    assert not [t for t in threading.enumerate() if t.name.startswith(("in_order", "finisher", "refiner"))]
 
 
 def test_programs_are_launched_one_at_a_time(opened):

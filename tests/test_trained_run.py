@@ -4,19 +4,24 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 
 import jras_jax
-from jras_jax.data import nifti
+from jras_jax.data import load, nifti
+from jras_jax.data.fingerprint import fingerprints
+from jras_jax.data.slice_table import slice_table
 from jras_jax.errors import UserError
 from jras_jax.evaluation import evaluate
 from jras_jax.inference import standalone
+from jras_jax.inference import trained_run as trained_run_module
 from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import HostRows
 from jras_jax.retrieval.quantised import Int8Rows, as_float
 from tests.commands import predict
+from tests.slice_tables import equal
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +107,91 @@ def test_the_own_gallery_of_an_older_checkpoint_is_embedded_again_and_kept(run, 
     kept = gallery_files.read(folder / "gallery", opened.fingerprint)[1]  # raises if it has the older fingerprint
     np.testing.assert_allclose(kept, embeddings, atol=1e-5)
     assert found.description == f"the run's own, {table.contents}"
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What the making of galleries had to do since: 'placed' or 'embedded'."""
+    done, place, embed = [], trained_run_module.slice_table, jras_jax.TrainedRun.embed
+    noted = lambda what, f: lambda *given, **named: done.append(what) or f(*given, **named)  # noqa: E731
+    monkeypatch.setattr(trained_run_module, "slice_table", noted("placed", place))
+    monkeypatch.setattr(jras_jax.TrainedRun, "embed", noted("embedded", embed))
+    return done
+
+
+def test_an_evaluation_makes_the_gallery_once(run, tiny, tmp_path, work):
+    folder = copied(run, tmp_path)
+    shutil.rmtree(folder / "gallery")
+    made, kept = (open_and_make(folder, tiny) for _ in range(2))
+    assert work == ["placed", "embedded"]
+    equal(made.table, kept.table)
+    np.testing.assert_array_equal(np.asarray(made.arrays.embeddings), np.asarray(kept.arrays.embeddings))
+    assert made.description == kept.description
+
+
+def open_and_make(folder, tiny, *overrides, data=lambda data: data):
+    opened = jras_jax.open_run(folder, overrides)
+    return opened.train_gallery(data(tiny.data(opened)))
+
+
+def with_first(data, **changes):
+    """The data with another first training volume, and the fingerprint that its pixels have."""
+    volumes = {part: list(own) for part, own in data.volumes.items()}
+    first = data.part("train")[0]
+    volumes["train"] = [dataclasses.replace(v, **changes) if v is first else v for v in volumes["train"]]
+    return dataclasses.replace(data, volumes=volumes, fingerprint=fingerprints(volumes, data.splits))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: with_first(data, mask=np.roll(data.part("train")[0].mask, 1, 0)),
+        lambda data: with_first(data, image=data.part("train")[0].image[::-1]),
+        lambda data: with_first(data, vendor="another"),
+        lambda data: with_first(data, name="another"),
+        lambda data: dataclasses.replace(data, grid=data.grid._replace(percentiles=(1.0, 99.0))),
+        lambda data: dataclasses.replace(data, fingerprint={}),  # nothing is known of it
+    ],
+    ids=["mask", "image", "vendor", "case", "grid", "no fingerprint"],
+)
+def test_a_kept_gallery_of_other_data_is_made_again(run, tiny, tmp_path, work, change):
+    folder = copied(run, tmp_path)
+    found = open_and_make(folder, tiny, data=change)
+    assert work == ["placed", "embedded"]
+    opened = jras_jax.open_run(folder)
+    data = change(tiny.data(opened))
+    equal(found.table, slice_table(data.part("train"), data.grid, drop_empty=True))
+
+
+def test_a_kept_gallery_of_older_code_is_made_again(run, tiny, tmp_path, work, monkeypatch):
+    folder = copied(run, tmp_path)
+    monkeypatch.setattr(load, "code_of_tables", lambda: b"newer code")
+    open_and_make(folder, tiny)
+    open_and_make(folder, tiny)
+    assert work == ["placed", "embedded"]
+
+
+def test_a_damaged_gallery_is_made_again(run, tiny, tmp_path, work):
+    folder = copied(run, tmp_path)
+    path = folder / "gallery" / gallery_files.ARRAYS
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    open_and_make(folder, tiny)
+    assert work == ["placed", "embedded"]
+    gallery_files.read(folder / "gallery")
+
+
+def test_another_checkpoint_embeds_the_kept_slices_again(run, tiny, tmp_path, work):
+    folder = copied(run, tmp_path)
+    opened = jras_jax.open_run(folder)
+    variables = jax.tree.map(lambda x: x, opened.variables)
+    variables["params"]["retriever"] = jax.tree.map(lambda x: x * 1.1, variables["params"]["retriever"])
+    other = dataclasses.replace(opened, variables=variables)
+    assert other.fingerprint != opened.fingerprint
+    before, found = opened.open_gallery(), other.train_gallery(tiny.data(opened))
+    assert work == ["embedded"]
+    equal(before.table, found.table)
+    assert np.abs(np.asarray(found.arrays.embeddings) - np.asarray(before.arrays.embeddings)).max() > 1e-4
+    gallery_files.read(folder / "gallery", other.fingerprint)
 
 
 def test_a_missing_gallery_says_how_to_make_it(run, tmp_path):

@@ -64,7 +64,7 @@ def make(run: TrainedRun, args: argparse.Namespace, target: pathlib.Path) -> Run
     is_own = args.split == "train" and not args.add and not args.remove
     if target.resolve() == run.folder.gallery.resolve() and not is_own:
         raise UserError(
-            f"{target} is the run's own gallery, which every evaluation writes again; write this one elsewhere, with "
+            f"{target} is the run's own gallery, which evaluations write again; write this one elsewhere, with "
             "--output=FOLDER"
         )
     values = run.label_values(args.labels)

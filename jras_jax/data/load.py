@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
 from jras_jax.data.paper import as_slices
+from jras_jax.data.slice_table import code_of_tables
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
 
@@ -52,6 +54,14 @@ class RunData:
             have = [p for p in PARTS if self.splits.get(p)]
             raise UserError(f"config.eval.split={name!r}: this data set has no such patients; it has {', '.join(have)}")
         return volumes
+
+    def contents(self, name: str, **how: Any) -> str:
+        """64 digits that are equal where the slices of a part, made `how`, are; '' if the data has no fingerprint."""
+        if name not in self.fingerprint:
+            return ""
+        cases = [(v.case, v.patient, v.phase, v.vendor) for v in self.part(name)]
+        facts = (self.fingerprint[name], cases, self.grid, self.description, sorted(how.items()))
+        return hashlib.sha256(repr(facts).encode() + code_of_tables()).hexdigest()
 
 
 def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:

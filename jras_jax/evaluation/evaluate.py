@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -92,14 +93,14 @@ def evaluate(
     masks = _Submission(volumes, config.dataset.convention, folder=submission, scans=data.scans)
     with contextlib.closing(evidence):
         predicted = evaluator.predictions(segmenter, volumes, table, rule=config.eval.postprocess, progress=progress)
-        for volume, prediction, score in evaluator.beside(predicted, _score):
+        for volume, prediction, score in evaluator.beside(predicted, functools.partial(_score, evidence=evidence)):
             masks.add(volume, prediction.labels)
-            dice = scores.add(score)
-            evidence.add(volume, prediction, dice)
+            scores.add(score)
+            evidence.add(volume.case, score.dice, score.evidence)
             if retrieved is not None:
                 retrieved.add(prediction)
             if controls is not None:
-                controls.add(volume, prediction, dice)
+                controls.add(volume, prediction, score.dice)
         summary = _summary(run, data, scores=scores, volumes=volumes, gallery=gallery, retrieved=retrieved, other=other)
         if controls is not None:
             summary["retrieval_certificate"] = finite(controls.certificate())
@@ -199,25 +200,31 @@ class _Submission:
 
 
 class _Score(NamedTuple):
-    """What one volume scored, as `_Scores` collects it."""
+    """What one volume scored, as `_Scores` collects it; `dice` is the mean over its structures."""
 
     cases: list[dict[str, Any]]
     positions: list[dict[str, Any]]
     paper: list[dict[str, Any]]
     confusion: np.ndarray
     unlocated: list[str]
+    dice: float
+    evidence: bytes
 
 
-def _score(volume: Volume, prediction: VolumePrediction) -> _Score:
-    """Scores a volume."""
+def _score(volume: Volume, prediction: VolumePrediction, evidence: EvidenceWriter) -> _Score:
+    """Scores a volume, and packs what the report may show of it."""
     assert volume.mask is not None
     own = volume.description
+    cases = evaluator.case_rows(volume, prediction)
+    dice = float(np.mean([row["dice"] for row in cases]))
     return _Score(
-        evaluator.case_rows(volume, prediction),
+        cases,
         evaluator.position_rows(volume, prediction),
         paper=metrics.paper_2d_scores(volume.mask, prediction.labels, own.structures),
         confusion=metrics.confusion(volume.mask, prediction.labels, own.num_classes),
         unlocated=[volume.case] if prediction.located is not None and prediction.located.frame is None else [],
+        dice=dice,
+        evidence=evidence.packed(volume, prediction, dice),
     )
 
 
@@ -231,14 +238,13 @@ class _Scores:
         self.confusion = np.zeros((classes, classes), np.int64)
         self.unlocated: list[str] = []
 
-    def add(self, score: _Score) -> float:
-        """Takes the score of a volume; returns its mean Dice."""
+    def add(self, score: _Score) -> None:
+        """Takes the score of a volume."""
         self.cases += score.cases
         self.positions += score.positions
         self.paper.append(score.paper)
         self.confusion += score.confusion
         self.unlocated += score.unlocated
-        return float(np.mean([row["dice"] for row in score.cases]))
 
     def uncertainty(self) -> dict[str, Any]:
         """How well the signs that need no truth rank the cases by Dice, see `triage.ranking`."""

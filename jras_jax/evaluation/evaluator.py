@@ -79,8 +79,12 @@ def _streamed(
     # Several hosts place one volume after another: the locator's program runs on the devices of all, in the same order.
     ahead = AHEAD if jax.process_count() == 1 else 0
     placed = threads.in_order(segmenter.placed, volumes, threads=PLACERS, ahead=ahead)
-    batches, told = FullBatches(segmenter), 0
-    with concurrent.futures.ThreadPoolExecutor(FINISHERS, "finisher") as finishing, contextlib.closing(placed):
+    told = 0
+    with (
+        concurrent.futures.ThreadPoolExecutor(FINISHERS, "finisher") as finishing,
+        FullBatches(segmenter) as batches,
+        contextlib.closing(placed),
+    ):
 
         def finish(
             number: int, volume: Volume, patient: int, slices: VolumeSlices, predicted: SlicePredictions

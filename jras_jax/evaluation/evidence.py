@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from jras_jax import files
+from jras_jax import files, threads
 from jras_jax.data import Volume
 from jras_jax.data.grid import grey
+from jras_jax.data.resampling import winners
 from jras_jax.data.slice_table import SliceTable
 from jras_jax.inference.predictions import VolumePrediction
+
+PACKERS = 2  # threads that compress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +53,15 @@ class EvidenceWriter:
         for volume in volumes if self._cases else ():
             files.safe_name(volume.case, "case")
 
-    def add(self, volume: Volume, prediction: VolumePrediction, dice: float) -> None:
-        """Takes a scored case; raises FileError if the temporary folder cannot be written."""
+    def packed(self, volume: Volume, prediction: VolumePrediction, dice: float) -> bytes:
+        """The compressed arrays of a scored case, which a thread may make for `add`; b'' if it is not wanted."""
         if volume.case not in self._named if self._named is not None else not self._cases:
-            return
+            return b""
         assert prediction.masks is not None
         arrays = {
             "image": grey(prediction.images, 3, self._channels),
             "truth": prediction.masks,
-            "prediction": np.argmax(prediction.slices.probabilities, -1).astype(np.uint8),
+            "prediction": winners(prediction.slices.probabilities)[0],
             "dice": np.float32(dice),
         }
         if prediction.located is not None:
@@ -66,16 +69,22 @@ class EvidenceWriter:
         if self._table is not None:
             slices = prediction.slices
             arrays |= {"indices": slices.indices, "weights": slices.weights, "similarity": slices.similarity}
+        return _compressed(arrays)
+
+    def add(self, case: str, dice: float, packed: bytes) -> None:
+        """Takes a scored case; raises FileError if the temporary folder cannot be written."""
+        if not packed:
+            return
         try:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="jras_evidence_")
             file = pathlib.Path(self._folder.name) / f"{len(self._seen)}.npz"
-            np.savez_compressed(file, **arrays)
+            file.write_bytes(packed)
         except OSError as e:
             raise files.FileError(
-                f"the evidence of {volume.case} cannot wait in {tempfile.gettempdir()} ({e.strerror or e}): free space "
+                f"the evidence of {case} cannot wait in {tempfile.gettempdir()} ({e.strerror or e}): free space "
                 "there, set TMPDIR to another folder, or keep none with --config.eval.evidence_cases=0"
             ) from e
-        self._seen.append(_Seen(volume.case, dice, file))
+        self._seen.append(_Seen(case, dice, file))
 
     def _kept(self) -> list[_Seen]:
         ranked = sorted(self._seen, key=lambda seen: (seen.dice, seen.case))
@@ -91,18 +100,19 @@ class EvidenceWriter:
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes CASE.npz of every case that is kept; raises FileError."""
-        for seen in self._kept():
-            with np.load(seen.file) as waiting:
-                arrays = self._with_guides(dict(waiting))
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
+        kept = self._kept()
+        for seen, packed in zip(kept, threads.in_order(self._whole, kept, threads=PACKERS, ahead=PACKERS), strict=True):
             with files.replacing(folder / f"{files.safe_name(seen.case, 'case')}.npz") as temporary:
-                temporary.write_bytes(buffer.getvalue())
+                temporary.write_bytes(packed)
 
     def close(self) -> None:
         """Removes the temporary folder."""
         if self._folder is not None:
             self._folder.cleanup()
+
+    def _whole(self, seen: _Seen) -> bytes:
+        with np.load(seen.file) as waiting:
+            return _compressed(self._with_guides(dict(waiting)))
 
     def _with_guides(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Looks the guides of each slice up in the gallery's table."""
@@ -115,6 +125,12 @@ class EvidenceWriter:
             "guide_masks": self._table.masks[rows],
             "guide_names": np.array([[_name(self._table, r) for r in row] for row in rows]),
         }
+
+
+def _compressed(arrays: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def _name(table: SliceTable, row: int) -> str:

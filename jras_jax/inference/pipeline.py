@@ -60,18 +60,19 @@ def segment_files(
     segmenter = segmenter or run.segmenter(gallery.arrays if gallery else None)
     reading = concurrent.futures.ThreadPoolExecutor(READERS, "reader")
     writing = concurrent.futures.ThreadPoolExecutor(WRITERS, "writer")
-    work = _Work(run, gallery, segmenter=segmenter, writing=writing, ends=_Ends(todo, tell))
     try:
-        for number, opened in _read(run, todo, gallery=gallery, segmenter=segmenter, reading=reading):
-            if isinstance(opened, UserError):
-                work.ends.put(number, opened)
-                work.ends.settle()
-                continue
-            for remark in opened.remarks:
-                note(remark)
-            work.add(_Scan(number, opened))
-        work.flush()
-        return work.ends.faults()
+        with FullBatches(segmenter) as batches:
+            work = _Work(run, gallery, segmenter=segmenter, batches=batches, writing=writing, ends=_Ends(todo, tell))
+            for number, opened in _read(run, todo, gallery=gallery, segmenter=segmenter, reading=reading):
+                if isinstance(opened, UserError):
+                    work.ends.put(number, opened)
+                    work.ends.settle()
+                    continue
+                for remark in opened.remarks:
+                    note(remark)
+                work.add(_Scan(number, opened))
+            work.flush()
+            return work.ends.faults()
     finally:  # after Ctrl-C or a full disk too: what has begun is written whole, and no thread is left
         for pool in (reading, writing):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -138,12 +139,13 @@ class _Work:
         run: TrainedRun,
         gallery: RunGallery | None,
         segmenter: Segmenter,
+        batches: FullBatches,
         writing: concurrent.futures.Executor,
         ends: _Ends,
     ):
         self.ends = ends
         self._run, self._gallery, self._segmenter, self._writing = run, gallery, segmenter, writing
-        self._batches, self._unfinished = FullBatches(segmenter), set[_Scan]()
+        self._batches, self._unfinished = batches, set[_Scan]()
 
     def add(self, scan: _Scan) -> None:
         """Takes a scan; waits while too much is held."""

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from jras_jax import config as configs
-from jras_jax import mesh
+from jras_jax import hosts, mesh
 from jras_jax.config import Config
 from jras_jax.data import DatasetDescription, Volume, axes, finder, own, pairs
 from jras_jax.data.description import CARDIAC
@@ -176,6 +176,7 @@ class TrainedRun:
         *,
         embeddings: np.ndarray | None = None,
         description: str = "",
+        contents: str = "",
     ) -> RunGallery:
         """Embeds the slices of a table and puts them on the run's devices.
 
@@ -184,6 +185,7 @@ class TrainedRun:
           folder: keeps the gallery there; None keeps it in memory only.
           embeddings: (N, dim) of the slices by this very retriever; None computes them.
           description: a line that says what the gallery is.
+          contents: what the slices were made of, kept with the gallery; see `gallery_files.kept`.
 
         Raises:
           UserError: the table has fewer slices than guides are retrieved, or its grid has another size.
@@ -198,7 +200,7 @@ class TrainedRun:
         embeddings = self.embed(table.images) if embeddings is None else embeddings
         fingerprint = self.fingerprint  # on every host: it gathers shards that several hosts hold
         if folder is not None and jax.process_index() == 0:
-            gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint)
+            gallery_files.save(folder, table, embeddings=embeddings, fingerprint=fingerprint, contents=contents)
         empty = gallery_from_table(
             table,
             self.config.retriever.dim,
@@ -209,11 +211,22 @@ class TrainedRun:
         return RunGallery(with_embeddings(empty, embeddings, self.device_mesh), table, description or table.contents)
 
     def train_gallery(self, data: RunData) -> RunGallery | None:
-        """The gallery of the run's training patients, kept in its folder; None for a run without retrieval."""
-        if not self.config.retrieval.enabled:
+        """The gallery of the run's training patients, kept in its folder; None for a run without retrieval.
+
+        What is kept there is used again as far as data, settings and checkpoint are those that made it.
+        """
+        config, folder = self.config, self.folder.gallery
+        if not config.retrieval.enabled:
             return None
-        table = slice_table(data.part("train"), data.grid, drop_empty=self.config.dataset.drop_empty)
-        return self.make_gallery(table, self.folder.gallery)
+        contents = data.contents("train", drop_empty=config.dataset.drop_empty, dtype=config.train.dtype)
+        kept = gallery_files.kept(folder, contents, self.fingerprint)
+        table, embeddings = kept or (
+            slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty),
+            None,
+        )
+        if hosts.any_host(embeddings is None):  # then all embed, as they do it together
+            return self.make_gallery(table, folder, contents=contents)
+        return self.make_gallery(table, embeddings=embeddings)
 
     def open_gallery(self, source: str | pathlib.Path | None = None, labels: str | None = None) -> RunGallery:
         """The gallery that guides new scans.

@@ -25,14 +25,17 @@ class GalleryError(UserError):
     """A stored gallery is missing, damaged, or made by another retriever."""
 
 
-def save(folder: str | pathlib.Path, table: SliceTable, embeddings: np.ndarray, fingerprint: str) -> None:
+def save(
+    folder: str | pathlib.Path, table: SliceTable, embeddings: np.ndarray, fingerprint: str, contents: str = ""
+) -> None:
     """Writes a gallery; one that was there before is replaced only when the new one is complete.
 
     Args:
       folder: made if absent.
       table: its N slices.
       embeddings: (N, D) float32, made by the retriever of this fingerprint.
-      fingerprint: see `retriever.fingerprint`.
+      fingerprint: of the retriever, see `fingerprint`.
+      contents: what the slices were made of, by which `kept` finds them again; '' if that is not known.
 
     Raises:
       FileError: the folder cannot be written.
@@ -43,6 +46,7 @@ def save(folder: str | pathlib.Path, table: SliceTable, embeddings: np.ndarray, 
     files.save_tensors(folder / ARRAYS, arrays)
     facts = {
         "fingerprint": fingerprint,
+        "contents": contents,
         "sha256": files.sha256(folder / ARRAYS),
         "slices": len(table),
         "image_size": int(table.masks.shape[-1]),
@@ -101,6 +105,23 @@ def read(
     fields: dict[str, Any] = {name: arrays[name] for name in ROWS if name not in later}
     fields |= {key: tuple(facts[key]) for key in ("cases", "patients", "vendors")}
     return SliceTable(**fields), arrays["embeddings"]
+
+
+def kept(folder: str | pathlib.Path, contents: str, fingerprint: str) -> tuple[SliceTable, np.ndarray | None] | None:
+    """The slices of a stored gallery that was made of these contents, so that nobody needs to make them again.
+
+    Returns:
+      The slices, and their embeddings if this retriever made them; None if there is no whole gallery of these contents.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        facts = _facts(folder)
+        if not contents or facts.get("contents") != contents:
+            return None
+        table, embeddings = read(folder)
+    except GalleryError:
+        return None  # damaged: it is made again
+    return table, embeddings if facts["fingerprint"] == fingerprint else None
 
 
 def _facts(folder: pathlib.Path, how: str = HOW) -> dict[str, Any]:
