@@ -87,5 +87,5 @@ def test_names_depend_on_settings_shapes_source_and_devices(run, monkeypatch):
     assert name == programs.name_of({"a": 1}, opened.variables)
     assert name != programs.name_of({"a": 2}, opened.variables)
     assert name != programs.name_of({"a": 1}, opened.variables, np.zeros(3))
-    monkeypatch.setattr(programs, "_source", lambda: "other")
+    monkeypatch.setattr(programs, "source", lambda: "other")
     assert name != programs.name_of({"a": 1}, opened.variables)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import jras_jax
-from jras_jax.data import load, nifti
+from jras_jax.data import nifti
 from jras_jax.data.fingerprint import fingerprints
 from jras_jax.data.slice_table import slice_table
 from jras_jax.errors import UserError
 from jras_jax.evaluation import evaluate
-from jras_jax.inference import standalone
+from jras_jax.inference import programs, standalone
 from jras_jax.inference import trained_run as trained_run_module
 from jras_jax.retrieval import gallery_files
 from jras_jax.retrieval.gallery import HostRows
@@ -165,7 +165,7 @@ def test_a_kept_gallery_of_other_data_is_made_again(run, tiny, tmp_path, work, c
 
 def test_a_kept_gallery_of_older_code_is_made_again(run, tiny, tmp_path, work, monkeypatch):
     folder = copied(run, tmp_path)
-    monkeypatch.setattr(load, "code_of_tables", lambda: b"newer code")
+    monkeypatch.setattr(programs, "source", lambda: "newer code")
     open_and_make(folder, tiny)
     open_and_make(folder, tiny)
     assert work == ["placed", "embedded"]

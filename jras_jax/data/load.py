@@ -16,7 +16,6 @@ from jras_jax.data.fingerprint import PARTS, fingerprints
 from jras_jax.data.frame import FrameRule
 from jras_jax.data.grid import Grid
 from jras_jax.data.paper import as_slices
-from jras_jax.data.slice_table import code_of_tables
 from jras_jax.data.splits import make_splits, pick
 from jras_jax.errors import UserError
 
@@ -61,7 +60,7 @@ class RunData:
             return ""
         cases = [(v.case, v.patient, v.phase, v.vendor) for v in self.part(name)]
         facts = (self.fingerprint[name], cases, self.grid, self.description, sorted(how.items()))
-        return hashlib.sha256(repr(facts).encode() + code_of_tables()).hexdigest()
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def grid_of(dataset: Dataset, description: DatasetDescription) -> Grid:

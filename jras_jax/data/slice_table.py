@@ -8,15 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jras_jax import threads
-from jras_jax.data import Volume, axes, frame, resampling
-from jras_jax.data import grid as grids
+from jras_jax.data import Volume
 from jras_jax.data.description import CARDIAC, DatasetDescription
 from jras_jax.data.grid import Grid, volume_slices
 from jras_jax.errors import UserError
@@ -161,12 +159,6 @@ def slice_table(volumes: Sequence[Volume], grid: Grid, *, drop_empty: bool) -> S
         return SliceTable(**empty, cases=(), patients=patients, vendors=vendors)
     arrays = {name: np.concatenate(chunks) for name, chunks in parts.items()}
     return SliceTable(**arrays, cases=tuple(v.case for v in volumes), patients=patients, vendors=vendors)
-
-
-def code_of_tables() -> bytes:
-    """The code that makes a table of volumes: where it has changed, a table kept from before is not used again."""
-    modules = (axes.__file__, frame.__file__, grids.__file__, resampling.__file__, __file__)
-    return b"".join(pathlib.Path(module).read_bytes() for module in modules)
 
 
 def without(table: SliceTable, patients: tuple[str, ...]) -> SliceTable:

@@ -38,7 +38,7 @@ def name_of(facts: Mapping[str, Any], *arguments: Any) -> str:
     leaves, tree = jax.tree.flatten(arguments)
     device = jax.devices()[0]
     known = {
-        "source": _source(),
+        "source": source(),
         "versions": [importlib.metadata.version(name) for name in ("jax", "jaxlib")],
         "device": [device.platform, device.device_kind, kernels.form()],
         "jax": {name: str(getattr(jax.config, name)) for name in ("jax_enable_x64", "jax_default_matmul_precision")},
@@ -132,7 +132,7 @@ def _write(name: str, content: bytes) -> None:
 
 
 @functools.cache
-def _source() -> str:
+def source() -> str:
     """A checksum of the package's source."""
     digest = hashlib.sha256()
     root = pathlib.Path(jras_jax.__file__).parent

@@ -218,7 +218,8 @@ class TrainedRun:
         config, folder = self.config, self.folder.gallery
         if not config.retrieval.enabled:
             return None
-        contents = data.contents("train", drop_empty=config.dataset.drop_empty, dtype=config.train.dtype)
+        how = {"drop_empty": config.dataset.drop_empty, "dtype": config.train.dtype, "source": programs.source()}
+        contents = data.contents("train", **how)
         kept = gallery_files.kept(folder, contents, self.fingerprint)
         table, embeddings = kept or (
             slice_table(data.part("train"), data.grid, drop_empty=config.dataset.drop_empty),
