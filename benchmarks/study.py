@@ -349,6 +349,7 @@ def plot(done: Sequence[tuple[Arm, Figures]], file: pathlib.Path) -> None:
             continue
         label = f"{arm.frame}, {arm.guides} {arm.fusion}".strip()
         curves.setdefault(label, []).append((arm.patients, found["own"]["dice"]))
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # the usual ten are fewer than the curves
     for label, points in curves.items():
         x = sorted({n for n, _ in points})
         (line,) = axes.plot(x, [np.mean([d for n, d in points if n == at]) for at in x], label=label)
